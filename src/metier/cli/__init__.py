@@ -1,0 +1,113 @@
+"""The command line: one file per verb, imported only when the verb is used.
+
+Exit codes: 0 ok, 1 failed, 2 bad usage, 3 the claim did not hold, 130/143 interrupted after a saved checkpoint.
+"""
+
+import importlib
+import os
+import sys
+
+VERBS = {
+    "train": "Train from a run file; resumes by itself.",
+    "plan": "Check a run file: resolve, estimate memory, preview the data, run one worst-case step.",
+    "data": "Look at data as the model will see them; check every row.",
+    "compare": "Compare parts fairly: equal budgets, tuned on both sides, paired seeds, a verdict.",
+    "check": "Re-test a paper's claim, or run the contract suite on a part.",
+    "list": "List parts, by kind and text.",
+    "show": "Show a part, a row of the reading list, or a card.",
+    "rows": "The reading list and what works of it.",
+    "runs": "List runs and comparisons; show how two runs differ.",
+    "report": "Write the self-contained HTML report of a run or comparison.",
+    "eval": "Loss and accuracy of a model or run on a data set.",
+    "chat": "Talk to the base and the tuned model side by side.",
+    "merge": "Merge models or checkpoints.",
+    "export": "Write a model folder and prove that it answers as the trained one did.",
+    "probe": "Measure a model.",
+    "fit": "Fit a scaling law to a table.",
+    "new": "Scaffold a part and its test.",
+    "docs": "Build the documentation site.",
+    "doctor": "What this machine offers: versions, devices, disk, models, network.",
+}
+
+
+def build():  # noqa: ANN201 - the type would import click for every start
+    """The root command. Verbs are loaded when they are looked up."""
+    import typer
+    from typer.core import TyperGroup
+
+    class Lazy(TyperGroup):
+        def list_commands(self, ctx):  # noqa: ANN001, ANN202
+            return list(VERBS)
+
+        def get_command(self, ctx, cmd_name):  # noqa: ANN001, ANN202
+            if cmd_name not in VERBS:
+                return None
+            return load(cmd_name)
+
+        def resolve_command(self, ctx, args):  # noqa: ANN001, ANN202
+            from metier.core.errors import unknown
+
+            if args and not args[0].startswith("-") and args[0] not in VERBS:
+                raise unknown("verb", args[0], VERBS, more="See: metier --help")
+            return super().resolve_command(ctx, args)
+
+        def format_commands(self, ctx, formatter):  # noqa: ANN001, ANN202
+            with formatter.section("Verbs"):
+                formatter.write_dl(list(VERBS.items()))
+
+    app = typer.Typer(
+        cls=Lazy, name="metier", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )  # fmt: skip
+
+    @app.callback()
+    def root(version: bool = typer.Option(False, "--version", is_eager=True, help="Print the version.")) -> None:
+        """The tricks and trade of training LLMs: train with them, put them to a fair test, consult them."""
+        if version:
+            from importlib.metadata import version as installed
+
+            print(installed("metier"))
+            raise typer.Exit
+
+    return typer.main.get_command(app)
+
+
+def load(verb: str):  # noqa: ANN201
+    """The click command of one verb: ``app`` of ``metier.cli.<verb>``."""
+    import typer
+
+    module = importlib.import_module(f"metier.cli.{verb}_" if verb == "list" else f"metier.cli.{verb}")
+    command = typer.main.get_command(module.app)
+    command.name = verb
+    return command
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: errors become one message and an exit code."""
+    from metier.core.errors import MetierError
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        result = build().main(args=argv, prog_name="metier", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except MetierError as e:
+        print(f"metier: {e}", file=sys.stderr)
+        code = e.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 0
+    except Exception as e:
+        code = _click_error(e)
+    sys.exit(code)
+
+
+def _click_error(e: Exception) -> int:
+    """Usage errors of the argument parser end in 2 with one line; anything else is a defect and shows its trace."""
+    if hasattr(e, "format_message") and hasattr(e, "exit_code"):
+        print(f"metier: {e.format_message()}", file=sys.stderr)
+        return 2
+    if type(e).__name__ in ("Exit", "Abort"):
+        return getattr(e, "exit_code", 1)
+    raise e

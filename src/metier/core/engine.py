@@ -1,0 +1,136 @@
+"""A thin layer on ``torch.distributed``: device, precision, DDP or FSDP2, reductions, output of one rank.
+
+The same code runs as one process and under ``torchrun`` (or any launcher that sets ``RANK`` and ``WORLD_SIZE``).
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from metier.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One process of a run."""
+
+    device: torch.device
+    precision: str
+    strategy: str
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and output."""
+        return self.rank == 0
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The precision of forward passes."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def wrap(self, module: nn.Module, blocks: Iterable[nn.Module] = ()) -> nn.Module:
+        """``module`` ready for this world: itself, DDP, or sharded in place block by block (FSDP2)."""
+        if self.world == 1:
+            return module
+        if self.strategy == "fsdp":
+            from torch.distributed.fsdp import fully_shard
+
+            for block in blocks:
+                fully_shard(block)
+            return fully_shard(module)
+        from torch.nn.parallel import DistributedDataParallel
+
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids)
+
+    @contextlib.contextmanager
+    def accumulating(self, module: nn.Module, last: bool) -> Iterator[None]:
+        """Gradients are exchanged only for the last micro-batch of a step."""
+        if self.world == 1 or last:
+            if hasattr(module, "set_requires_gradient_sync"):
+                module.set_requires_gradient_sync(True)  # type: ignore[operator]
+            yield
+        elif hasattr(module, "set_requires_gradient_sync"):
+            module.set_requires_gradient_sync(False)  # type: ignore[operator]
+            yield
+        else:
+            with module.no_sync():  # type: ignore[operator]
+                yield
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sum over all processes, in float64."""
+        if self.world == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self._comm_device())
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process."""
+        return flag if self.world == 1 else self.sum([float(flag)])[0] > 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world > 1:
+            dist.barrier()
+
+    def grad_norm(self, params: Iterable[Tensor]) -> Tensor:
+        """Global 2-norm of the gradients; sharded gradients are reduced over the processes."""
+        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in params if p.grad is not None]
+        if not norms:
+            return torch.zeros((), device=self.device)
+        norms = [n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]  # type: ignore[operator]
+        return torch.linalg.vector_norm(torch.stack([n.to(self.device) for n in norms]))
+
+    def _comm_device(self) -> torch.device:
+        return self.device if dist.get_backend() == "nccl" else torch.device("cpu")
+
+    def close(self) -> None:
+        """Leave the process group if this engine belongs to one."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start(device: str = "auto", precision: str = "fp32", strategy: str = "auto") -> Engine:
+    """The engine of this process; joins the process group when a launcher set one up."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = _device(device, local)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    return Engine(chosen, precision, "ddp" if strategy == "auto" else strategy, rank, world)
+
+
+def _device(name: str, local: int) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", local)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        wanted = torch.device(name)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as e:
+        raise UsageError(f"device {name!r} cannot be used here: {str(e).splitlines()[0]}") from None
+    return wanted
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes: allocated on a GPU, resident set of the process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

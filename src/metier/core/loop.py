@@ -1,0 +1,266 @@
+"""The one training loop. It knows no technique by name.
+
+A step: micro-batches forward and backward, each divided by the units (loss tokens, pairs or examples) of the whole
+step, so that the update does not depend on how the batch was split; one check that loss and gradient are finite, before
+anything is changed; clipping; the optimizer; events for the run's parts in between.
+"""
+
+import contextlib
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from metier.core import checkpoint, guards
+from metier.core.context import Context, derive_seed
+from metier.core.engine import peak_memory
+from metier.core.events import Dispatcher
+from metier.core.session import Session
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    status: str
+    """``done``, ``interrupted`` or ``ended`` (the data or the time ran out first)."""
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    signal: int | None = None
+
+
+class Loop:
+    """Runs a :class:`~metier.core.session.Session` to its last step."""
+
+    def __init__(self, session: Session) -> None:
+        self.s = session
+        self.ctx: Context = session.context
+        self.ctx.evaluate = self.evaluate
+        self.dispatch = Dispatcher(session.listeners)
+        self.after_step = [m.after_step for m in self.ctx.model.modules() if hasattr(m, "after_step")]
+        self.guard = guards.NonFinite(self.ctx.run.train.on_nonfinite, self.ctx.run.train.max_skips)
+        self.last_eval: dict[str, float] = {}
+        self.finite = True
+        self.started = time.monotonic()
+
+    def run(self) -> Outcome:
+        """Train until the last step, a signal, or the end of the data; always leaves a checkpoint."""
+        ctx, train = self.ctx, self.ctx.run.train
+        self.started = time.monotonic()
+        status = "done"
+        with _own_random_state():
+            ctx.model.train()
+            self.dispatch("on_start", ctx)
+            while ctx.clock.step < ctx.clock.steps:
+                if self._stopping():
+                    status = "interrupted"
+                    break
+                if train.max_seconds and self._over(train.max_seconds):
+                    status = "ended"
+                    ctx.emit({"event": "notice", "text": f"stopped after max_seconds={train.max_seconds:g}"})
+                    break
+                if not self.step():
+                    status = "ended"
+                    break
+                self._periodic(train)
+            if status != "interrupted":
+                self.dispatch("on_end", ctx)
+                if self.s.eval_layouts and self._last_logged("eval") != ctx.clock.step:
+                    self._log_eval()
+            self.save()
+        return Outcome(status, ctx.clock.step, {**_numbers(ctx.metrics), **self.last_eval}, self.s.stop.signal)
+
+    # --- one step ----------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """One optimizer step. ``False`` when the data have ended."""
+        ctx, s = self.ctx, self.s
+        began = time.monotonic()
+        batch = next(s.batches, None)
+        if ctx.engine.any(batch is None):
+            ctx.emit({"event": "notice", "step": ctx.clock.step, "text": s.loader_end_reason()})
+            return False
+        assert batch is not None
+        self._seed()
+        ctx.layouts = [layout.to(ctx.engine.device) for layout in batch.micro]
+        self.dispatch("on_batch", ctx, ctx.layouts)
+        lr = s.set_lr(ctx.clock)
+        if s.needs_closure:
+            updated, totals = self._closure_step(batch)
+        else:
+            updated, totals = self._gradient_step(batch)
+        if updated:
+            for after in self.after_step:
+                after()
+        tokens = int(totals.pop("_tokens"))
+        ctx.clock = replace(ctx.clock, step=ctx.clock.step + 1, tokens=ctx.clock.tokens + tokens)
+        seconds = time.monotonic() - began
+        ctx.metrics = {
+            **totals, "lr": lr, "tokens": ctx.clock.tokens, "units": batch.units,
+            "seconds": seconds, "tokens_per_second": tokens / max(seconds, 1e-9), "memory": peak_memory(ctx.engine.device),
+        }  # fmt: skip
+        if updated:
+            self.dispatch("on_step", ctx)
+        if ctx.clock.step % ctx.run.train.log_every == 0 or ctx.clock.step == ctx.clock.steps:
+            ctx.emit({"event": "step", "step": ctx.clock.step, **ctx.metrics})
+        return True
+
+    def _gradient_step(self, batch: Any) -> tuple[bool, dict[str, float]]:
+        ctx, engine = self.ctx, self.ctx.engine
+        losses, sums = [], {}
+        for i, layout in enumerate(ctx.layouts):
+            with engine.accumulating(ctx.module, last=i == len(ctx.layouts) - 1):
+                with engine.autocast():
+                    total, _, metrics = ctx.module(layout)
+                (total * (engine.world / batch.units)).backward()
+            losses.append(total.detach())
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0) + value
+        trainable = [p for _, p in ctx.trainable()]
+        norm = engine.grad_norm(trainable)
+        totals = self._totals(losses, sums, norm, batch)
+        if not self._check(totals, batch):
+            ctx.optimizer.zero_grad(set_to_none=True)
+            return False, totals
+        self._clip(trainable, norm)
+        self.dispatch("on_gradients", ctx)
+        ctx.optimizer.step()
+        ctx.optimizer.zero_grad(set_to_none=True)
+        return True, totals
+
+    def _closure_step(self, batch: Any) -> tuple[bool, dict[str, float]]:
+        """For rules that evaluate the loss themselves: ``closure(backward=False)`` gives the mean loss of this step."""
+        ctx = self.ctx
+        seen: list[dict[str, float]] = []
+
+        def closure(backward: bool = False) -> float:
+            with torch.set_grad_enabled(backward):
+                losses, sums = [], {}
+                for layout in ctx.layouts:
+                    self._seed()
+                    with ctx.engine.autocast():
+                        total, _, metrics = ctx.module(layout)
+                    if backward:
+                        (total * (ctx.engine.world / batch.units)).backward()
+                    losses.append(total.detach())
+                    for name, value in metrics.items():
+                        sums[name] = sums.get(name, 0) + value
+            totals = self._totals(losses, sums, torch.zeros(()), batch)
+            seen.append(totals)
+            return totals["loss"]
+
+        ctx.optimizer.step(closure)  # type: ignore[arg-type]
+        ctx.optimizer.zero_grad(set_to_none=True)
+        if any(not self._check(dict(totals), batch) for totals in seen):
+            return False, seen[0]
+        return True, seen[0]
+
+    def _totals(self, losses: list, sums: dict, norm: torch.Tensor, batch: Any) -> dict[str, float]:
+        """Means over the whole step and world, with a single transfer from the device."""
+        names = sorted(sums)
+        flat = torch.stack([torch.stack(losses).sum().float(), *(sums[n].float() for n in names), norm.float()])
+        values = flat.tolist()
+        tokens = float(sum(layout.real_tokens for layout in batch.micro))
+        *summed, tokens = self.ctx.engine.sum([*values[:-1], tokens])
+        means = [v / batch.units for v in summed]
+        return {"loss": means[0], **dict(zip(names, means[1:], strict=True)), "grad_norm": values[-1], "_tokens": tokens}
+
+    def _check(self, totals: dict[str, float], batch: Any) -> bool:
+        event = self.guard.check(self.ctx.clock.step, totals["loss"], totals["grad_norm"], batch.ids)
+        if event is None:
+            return True
+        self.ctx.emit(event)
+        if event["action"] == "stop":
+            raise guards.NonFiniteError(event)
+        return False
+
+    def _clip(self, params: list, norm: torch.Tensor) -> None:
+        clip = self.ctx.run.train.clip
+        if clip is not None and not self.s.needs_closure:
+            scale = (clip / (norm + 1e-6)).clamp(max=1.0)
+            grads = [p.grad for p in params if p.grad is not None]
+            torch._foreach_mul_(grads, scale.to(grads[0].device)) if grads else None
+
+    def _seed(self) -> None:
+        """Randomness of a step is a function of (seed, step, process): resuming needs no stored generator state."""
+        seed = derive_seed(self.ctx.run.train.seed, "step", self.ctx.clock.step, self.ctx.engine.rank)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+
+    # --- between steps -----------------------------------------------------------------------------------------
+
+    def _periodic(self, train: Any) -> None:
+        step = self.ctx.clock.step
+        if train.eval_every and step % train.eval_every == 0 and self.s.eval_layouts:
+            self._log_eval()
+        if train.save_every and step % train.save_every == 0:
+            self.save()
+
+    def _log_eval(self) -> None:
+        self.last_eval = self.evaluate()
+        self.ctx.emit({"event": "eval", "step": self.ctx.clock.step, "tokens": self.ctx.clock.tokens, **self.last_eval})
+        bad = [k for k, v in self.last_eval.items() if not math.isfinite(v)]
+        self.finite = not bad
+        if bad:
+            self.ctx.emit({"event": "guard", "step": self.ctx.clock.step, "text": f"not finite: {', '.join(bad)}"})
+
+    def _last_logged(self, event: str) -> int | None:
+        return self.s.log.last_step(event)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss per unit and mean metrics on the held-out data."""
+        ctx = self.ctx
+        self.dispatch("on_eval_start", ctx)
+        was_training = ctx.model.training
+        ctx.model.eval()
+        sums: dict[str, float] = {}
+        units = 0.0
+        for layout in self.s.eval_layouts:
+            with ctx.engine.autocast():
+                total, count, metrics = ctx.module(layout.to(ctx.engine.device))
+            units += count
+            for name, value in {"loss": total, **metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        ctx.model.train(was_training)
+        self.dispatch("on_eval_end", ctx)
+        names = sorted(sums)
+        *totals, units = ctx.engine.sum([*(sums[n] for n in names), units])
+        return {f"eval_{n}": v / max(units, 1) for n, v in zip(names, totals, strict=True)}
+
+    def save(self) -> None:
+        """Write a checkpoint of everything the run needs to continue."""
+        if self.s.log.last_step("checkpoint") == self.ctx.clock.step:
+            return
+        path = checkpoint.save(self.s, finite=self.finite)
+        self.ctx.emit({"event": "checkpoint", "step": self.ctx.clock.step, "name": path})
+
+    def _stopping(self) -> bool:
+        return self.ctx.engine.any(self.s.stop.requested)
+
+    def _over(self, seconds: float) -> bool:
+        return self.ctx.engine.any(time.monotonic() - self.started > seconds)
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
+
+
+@contextlib.contextmanager
+def _own_random_state() -> Iterator[None]:
+    """The caller's generators are as before when the run is over."""
+    state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state[0])
+        random.setstate(state[1])
+        np.random.set_state(state[2])
+
+

@@ -1,0 +1,63 @@
+"""Model and objective as one module: a layout goes in, the loss sum comes out.
+
+DDP and FSDP2 wrap this module, so everything that uses parameters happens inside its ``forward``.
+"""
+
+import typing
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from metier.core import aux
+from metier.core.batch import Batch, Labels, Lists, Pairs, Rated, Rollouts, Tokens
+from metier.core.layout import Layout
+from metier.core.part import Built
+from metier.core.scores import score
+
+TYPES: tuple[type, ...] = (Tokens, Pairs, Rated, Lists, Rollouts, Labels)
+Reference = Callable[[Layout], Tensor]
+
+
+def batch_type(objective: Any) -> type:
+    """The batch type an objective reads: its ``reads`` attribute, else the annotation of its first parameter."""
+    if hasattr(objective, "reads"):
+        return objective.reads
+    function = objective.func if isinstance(objective, partial) else objective
+    hints = typing.get_type_hints(function)
+    first = next(iter(hints.values()))
+    if first not in TYPES:
+        raise TypeError(f"{function.__name__}: the first parameter must be annotated with one of core.batch's types")
+    return first
+
+
+class LossModule(nn.Module):
+    """``forward(layout) -> (loss sum, units, {metric: sum over units})``."""
+
+    def __init__(self, model: nn.Module, objective: Built, reference: Reference | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.reads = batch_type(objective.obj)
+        self.needs = frozenset(getattr(objective.obj, "needs", objective.card.needs))
+        self.reference = reference
+        self._rare = not isinstance(objective.obj, partial)
+
+    def score(self, layout: Layout, **overrides: Any) -> Batch:
+        """Scores of a layout as the objective's batch type; ``overrides`` go to the forward pass."""
+        return score(
+            self.model, layout, self.reads, reference=self.reference, needs=self.needs, **overrides
+        )
+
+    def forward(self, layout: Layout) -> tuple[Tensor, int, dict[str, Tensor]]:
+        with aux.collect(layout) as extra:
+            obj = self.objective.obj
+            result = obj(self.score, layout) if self._rare else obj(self.score(layout))
+        loss, metrics = result if isinstance(result, tuple) else (result, {})
+        units = loss.numel()
+        total = loss.sum()
+        for name, value in extra.items():
+            total = total + value * units
+            metrics = {**metrics, name: value.detach().expand(units)}
+        return total, units, {k: v.detach().float().mean() * units for k, v in metrics.items()}

@@ -1,0 +1,67 @@
+"""The run folder: its record ``run.json``, and results that appear only when they are complete."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine facts that a result depends on."""
+    packages = {}
+    for name in ("metier", "torch", "transformers", "tokenizers", "peft", "datasets", "numpy"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "packages": packages,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is either the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
+    ) as f:
+        json.dump(value, f, indent=1, ensure_ascii=False)
+        f.flush()
+        os.fsync(f.fileno())
+    Path(f.name).replace(path)
+
+
+def publish(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Fill a folder aside, then move it to ``target``; on an error nothing is left behind."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
+    try:
+        fill(aside)
+        if target.exists():
+            old = aside.with_name(aside.name + "-old")
+            target.replace(old)
+            aside.replace(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            aside.replace(target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return target
+
+
+def command_line() -> list[str]:
+    """How this process was started, with the program's name instead of its path."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
