@@ -57,6 +57,8 @@ class Train(Strict):
 
     steps: Count | None = None
     epochs: Positive | None = None
+    tokens: Count | None = None
+    """Length of the run in real tokens, turned into steps from the mean length of the examples."""
     batch: Count = 8
     """Sequences, pairs or examples per optimizer step, over all processes."""
     micro_batch: Count | None = None

@@ -1,0 +1,193 @@
+"""A comparison's design: arms that differ in one named factor, an equal budget, equal tuning, paired seeds."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from metier.core import config, part
+from metier.core.config import Strict
+from metier.core.errors import UsageError, unknown
+from metier.core.part import Claim, Count, NonNegative, Positive
+from metier.core.yamlfile import Document, override, read, set_path
+
+FIXED = ("data", "train.seed", "train.steps", "train.epochs", "train.tokens", "train.batch", "train.eval_every", "out", "sinks")
+"""What no arm may change unless the design names it as its factor: it would make the comparison unfair."""
+
+
+class Tune(Strict):
+    """Every arm's own search, of equal size: the factor times each arm's own starting value."""
+
+    option: str = "optimizer.lr"
+    factors: list[Positive] = Field(default_factory=lambda: [0.3, 1.0, 3.0])
+    """Multiples of the arm's own value of the option; their number is the number of trials, the same for every arm."""
+    fraction: Positive = 1.0
+    """Length of a trial relative to a final run."""
+
+
+class Design(Strict):
+    """A comparison file."""
+
+    name: str | None = None
+    question: str = ""
+    base: str | None = None
+    """A run file that all arms start from, relative to this file; or give ``run``."""
+    run: dict[str, Any] | None = None
+    arms: dict[str, dict[str, Any]]
+    """Arm name -> overrides (``optimizer: {...}`` or dotted keys)."""
+    control: str
+    factor: str = "optimizer"
+    """The one top-level key (or dotted key) in which arms may differ."""
+    budget: dict[Literal["tokens", "flops", "seconds"], Positive] = Field(default_factory=dict)
+    """One entry; without it every arm trains as long as the run file says."""
+    tune: Tune | None = Field(default_factory=Tune)
+    seeds: Count = 3
+    metric: str = "eval_loss"
+    lower_is_better: bool = True
+    minimum_effect: NonNegative = 0.0
+    """What the claim asks for, in units of the metric."""
+    parallel: Count | None = None
+    """Runs at a time; default: one per core."""
+    out: str | None = None
+    """Folder; default ``comparisons/<name>``."""
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Design, Document]:
+    """Read and check a design. Raises ``UsageError`` with file and line."""
+    if isinstance(source, Mapping):
+        document = Document(dict(source), "design")
+        folder = Path()
+    else:
+        document = read(source)
+        folder = Path(source).parent
+        document.data.setdefault("name", Path(source).stem)
+    override(document, overrides)
+    design: Design = config.validate(Design, document)
+    _check(design, document)
+    if design.base:
+        design = design.model_copy(update={"base": str(folder / design.base)})
+    return design, document
+
+
+def _check(design: Design, document: Document) -> None:
+    if design.control not in design.arms:
+        raise unknown("control arm", design.control, design.arms, where=document.where(("control",)))
+    if len(design.arms) < 2:
+        raise UsageError("a comparison needs at least two arms", where=document.where(("arms",)))
+    if len(design.budget) > 1:
+        raise UsageError("budget takes one of tokens, flops, seconds", where=document.where(("budget",)))
+    if (design.base is None) == (design.run is None):
+        raise UsageError("give either base: RUN.yaml or run: {…}", where=document.where(()))
+    for arm, overrides in design.arms.items():
+        for key in overrides:
+            if key != design.factor and not key.startswith(f"{design.factor}."):
+                raise UsageError(
+                    f"arm {arm!r} changes {key!r}, but this comparison's factor is {design.factor!r}",
+                    where=document.where(("arms", arm, key)),
+                    hint="Arms may differ in the named factor only; put shared settings in run, or set factor.",
+                )
+
+
+def run_document(design: Design, arm: str) -> Document:
+    """The run file of one arm: the base with the arm's overrides."""
+    document = read(design.base) if design.base else Document(_copy(design.run or {}), "design")
+    for key, value in design.arms[arm].items():
+        set_path(document, tuple(key.split(".")), _copy(value), f"arm {arm}: {key}")
+    return document
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+def shorthand(parts: list[str], *, seeds: int | None = None) -> Design:
+    """The design of ``metier compare optimizer/lion optimizer/adamw``: the last part is the control, on the lab model.
+
+    With a claim on the first part that names its control, that control is added when it is missing.
+    """
+    items = [i for p in parts for i in _expand(p)]
+    kinds = {i.kind for i in items}
+    if len(kinds) != 1:
+        raise UsageError(f"parts of one kind are compared; these are {', '.join(sorted(kinds))}")
+    (kind,) = kinds
+    if kind not in BASES:
+        raise unknown("kind to compare by name", kind, BASES, more="Write a design file for other kinds.")
+    claim: Claim | None = part.load(items[0].id).__metier__.claim
+    names = list(dict.fromkeys(i.name for i in items))
+    if claim and claim.against.startswith(f"{kind}/"):
+        control = claim.against.split("/")[1]
+        names = [n for n in names if n != control] + [control]
+    base = _copy(BASES[kind])
+    design = {
+        "name": "-vs-".join(names) if len(names) < 5 else f"{kind}-all",
+        "question": claim.text if claim else f"Which {kind} does best here?",
+        "run": base, "factor": kind, "control": names[-1],
+        "arms": {n: {kind: {n: dict(LAB_OPTIONS.get(kind, {}))}} for n in names},
+        "minimum_effect": claim.minimum_effect if claim else 0.0,
+        **({"tune": None} if kind == "schedule" else {}), **({"seeds": seeds} if seeds else {}),
+    }  # fmt: skip
+    return load(design)[0]
+
+
+def _expand(pattern: str) -> list[part.Listing]:
+    if pattern.endswith("/*"):
+        kind = pattern[:-2]
+        found = [i for i in part.listing() if i.kind == kind]
+        if not found:
+            raise unknown("kind", kind, part.KINDS)
+        return found
+    return [part.find(pattern)]
+
+
+_LAB_RUN: dict[str, Any] = {
+    "model": "lab/llama-1m",
+    "data": {"train": "lab/python", "eval_fraction": 0.05, "eval_limit": 64, "chunk": True, "max_length": 128},
+    "schedule": {"cosine": {"warmup": 0.1}},
+    "optimizer": {"adamw": {"lr": 3e-3}},
+    "train": {"steps": 60, "batch": 32, "log_every": 1},
+}
+BASES: dict[str, dict[str, Any]] = {
+    "optimizer": _LAB_RUN,
+    "schedule": _LAB_RUN,
+    "hook": _LAB_RUN,
+}
+"""What parts of a kind are compared on when no design file says."""
+LAB_OPTIONS: dict[str, dict[str, Any]] = {}
+
+
+def grid(design: Design, arm: str, document: Document) -> list[float]:
+    """The values tried for one arm: its own starting value times the factors."""
+    if design.tune is None:
+        return []
+    start = get_option(document, design.tune.option)
+    if not isinstance(start, int | float):
+        raise UsageError(f"arm {arm!r} does not set {design.tune.option}, so there is nothing to tune around")
+    return [float(f"{start * f:.6g}") for f in design.tune.factors]
+
+
+def get_option(document: Document, dotted: str) -> Any:
+    """The value at a dotted key, stepping through part references; the part's own default where it is not set."""
+    kind, *rest = dotted.split(".")
+    node = document.data.get(kind)
+    if kind in part.KINDS and node is not None:
+        from metier.core.resolve import common_schema
+
+        name, given = part.split_ref(node, kind)
+        schema = {**common_schema(kind), **part.options(part.load(name, kind))}
+        option = schema.get(rest[-1])
+        if option is None:
+            raise unknown(f"option of {kind}/{name}", rest[-1], schema)
+        return given.get(rest[-1], option.default)
+    for key in rest:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def jobs_count(design: Design) -> int:
+    """Number of runs of a comparison: trials and seeds of every arm."""
+    trials = len(design.tune.factors) if design.tune else 0
+    return len(list(itertools.product(design.arms, range(trials + design.seeds))))
