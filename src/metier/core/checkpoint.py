@@ -1,0 +1,93 @@
+"""A run's whole state, saved and loaded. The file protocol is ``core/state.py``'s; this says what belongs in it.
+
+Saved: every parameter that was trainable at the start and every persistent buffer; optimizer state; the state of every
+part that has one; the position in the data; the clock. Randomness needs no saving (see ``core/context.py``).
+Tensors sharded over processes are gathered, so a checkpoint can be resumed at any world size.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metier.core import state
+from metier.core.clock import Clock
+from metier.core.errors import MetierError, UsageError
+from metier.core.session import Session
+
+
+def save(s: Session, *, finite: bool) -> str | None:
+    """Write a checkpoint; all processes take part, the first one writes. Returns its name there."""
+    model = {name: _full(t) for name, t in s.saved_tensors()}
+    optimizer = s.context.optimizer.full_state_dict()  # type: ignore[attr-defined]
+    if not s.context.engine.main:
+        s.context.engine.barrier()
+        return None
+    finite = finite and all(bool(torch.isfinite(t).all()) for t in model.values() if t.is_floating_point())
+    parts = {name: part.state_dict() for name, part in s.stateful.items()}
+    optim_tensors, optim_json = state.pack(optimizer)
+    part_tensors, part_json = state.pack(parts)
+    clock = s.context.clock
+    meta = {
+        "step": clock.step, "tokens": clock.tokens, "seed": s.context.run.train.seed,
+        "data": s.loader.state_dict(), "model_fingerprint": s.context.bundle.fingerprint,
+        "optimizer": optim_json, "parts": part_json, "world": s.context.engine.world,
+    }  # fmt: skip
+    path = state.write(
+        s.context.folder / "checkpoints", clock.step,
+        tensors={"model": model, "optim": optim_tensors, "parts": part_tensors}, meta=meta, finite=finite,
+    )  # fmt: skip
+    state.rotate(s.context.folder / "checkpoints", s.context.run.train.keep)
+    s.context.engine.barrier()
+    return path.name
+
+
+def resume(s: Session) -> int | None:
+    """Load the newest complete checkpoint of the run's folder, if there is one. Returns its step."""
+    ctx = s.context
+    found = state.find(ctx.folder / "checkpoints", log=lambda text: ctx.emit({"event": "notice", "text": text}))
+    if found is None:
+        return None
+    checkpoint = state.read(found)
+    meta = checkpoint.meta
+    if meta["model_fingerprint"] != ctx.bundle.fingerprint:
+        raise UsageError(
+            f"{ctx.folder} was trained from another version of {ctx.bundle.name}",
+            hint="Choose another folder with out=…, or use the original model.",
+        )
+    s.loader.load_state_dict(meta["data"])
+    _load_tensors(s, checkpoint.tensors["model"])
+    optimizer = state.unpack(checkpoint.tensors["optim"], meta["optimizer"])
+    ctx.optimizer.load_full_state_dict(optimizer)  # type: ignore[attr-defined]
+    parts = state.unpack(checkpoint.tensors["parts"], meta["parts"])
+    for name, part in s.stateful.items():
+        if name not in parts:
+            raise MetierError(f"the checkpoint {found.name} has no state of {name}")
+        part.load_state_dict(parts[name])
+    ctx.clock = Clock(meta["step"], ctx.clock.steps, meta["tokens"], ctx.clock.tokens_per_step)
+    return meta["step"]
+
+
+def _load_tensors(s: Session, stored: Mapping[str, Tensor]) -> None:
+    wanted = dict(s.saved_tensors())
+    if set(wanted) != set(stored):
+        odd = sorted(set(wanted) ^ set(stored))
+        raise MetierError(f"the checkpoint does not fit this run: {', '.join(odd[:3])} (of {len(odd)} tensors) on one side only")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            _copy(tensor, stored[name])
+
+
+def _copy(target: Tensor, value: Tensor) -> None:
+    if hasattr(target, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        target.copy_(distribute_tensor(value.to(target.device), target.device_mesh, target.placements))  # type: ignore[attr-defined]
+    else:
+        target.copy_(value)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    detached: Any = tensor.detach()
+    return detached.full_tensor() if hasattr(detached, "full_tensor") else detached

@@ -1,0 +1,251 @@
+"""A run assembled: model, adapter, data, optimizer, listeners and folder, ready for the loop."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metier.core import engine as engines
+from metier.core import models, resolve
+from metier.core.clock import Clock
+from metier.core.config import Run
+from metier.core.context import Context, derive_seed
+from metier.core.errors import UsageError
+from metier.core.layout import Layout
+from metier.core.lossmodule import LossModule
+from metier.core.resolve import Resolved
+from metier.core.runfolder import FORMAT, command_line, environment, publish, write_json
+from metier.core.schedule import Schedule
+from metier.core.yamlfile import Document
+
+
+@dataclass
+class Session:
+    """Everything a run holds while it trains."""
+
+    context: Context
+    resolved: Resolved
+    loader: Any
+    eval_layouts: list[Layout]
+    schedule: Schedule
+    listeners: list[Any]
+    stateful: dict[str, Any]
+    """Parts with state, by a name that stays the same between starts."""
+    log: Any
+    stop: Any
+    needs_closure: bool
+    record: dict[str, Any] = field(default_factory=dict)
+    batches: Iterator[Any] = field(default_factory=lambda: iter(()))
+    _saved: list[tuple[str, Tensor]] = field(default_factory=list)
+
+    def saved_tensors(self) -> list[tuple[str, Tensor]]:
+        """What was trainable at the start, and persistent buffers: the tensors of a checkpoint."""
+        return self._saved
+
+    def set_lr(self, clock: Clock) -> float:
+        """Set every group's learning rate for this step; returns the first group's."""
+        groups = self.context.optimizer.param_groups
+        multiplier = self.schedule.at(clock)
+        for group in groups:
+            group["lr"] = group["initial_lr"] * multiplier
+        return float(groups[0]["lr"])
+
+    def loader_end_reason(self) -> str:
+        """Why there are no more batches."""
+        return getattr(self.loader, "end_reason", None) or "the data have ended before the last step"
+
+    def write_record(self, **changes: Any) -> None:
+        """Update ``run.json``."""
+        self.record.update(changes)
+        if self.context.engine.main:
+            write_json(self.context.folder / "run.json", self.record)
+
+    def train(self, *, keep_weights: bool) -> Any:
+        """Run the loop and publish the result."""
+        from metier.core import checkpoint
+        from metier.core.api import Result
+        from metier.core.loop import Loop
+
+        ctx = self.context
+        resumed = checkpoint.resume(self)
+        self.log.start(resumed or 0)
+        if resumed is not None:
+            ctx.emit({"event": "notice", "step": resumed, "text": f"continuing after step {resumed} of {ctx.clock.steps}"})
+        self.batches = iter(self.loader)
+        self.write_record(status="running", step=ctx.clock.step)
+        began = time.monotonic()
+        outcome = Loop(self).run()
+        if outcome.status != "interrupted" and keep_weights:
+            self.publish_result()
+        seconds = self.record.get("seconds", 0.0) + time.monotonic() - began
+        self.write_record(status=outcome.status, step=outcome.step, metrics=outcome.metrics, seconds=seconds)
+        return Result(
+            ctx.folder, outcome.status, outcome.step, outcome.metrics, self.log.events(), outcome.signal,
+            peak_bytes=engines.peak_memory(ctx.engine.device), state_bytes=ctx.optimizer.state_bytes(),  # type: ignore[attr-defined]
+            params=sum(p.numel() for n, p in self.saved_tensors() if p.requires_grad),
+        )  # fmt: skip
+
+    def publish_result(self) -> None:
+        """Write ``adapter/`` (PEFT's format where it can be expressed) or ``model/``, complete or not at all."""
+        ctx = self.context
+        if not ctx.engine.main:
+            return
+        if ctx.attached is not None:
+            publish(ctx.folder / "adapter", ctx.attached.save)
+        else:
+            publish(ctx.folder / "model", lambda out: models.save(ctx.bundle, out))
+
+
+@contextlib.contextmanager
+def open_session(
+    run: Run, document: Document, folder: Path, *, quiet: bool = False, fresh: bool = False, handle_signals: bool = True
+) -> Iterator[Session]:
+    """Assemble a run; on leaving, the folder's lock, the log and the process group are released.
+
+    Raises ``UsageError`` for whatever is wrong with the request: parts and options first, then data, then the model.
+    """
+    from metier.core import lock, log, signals
+    from metier.core.console import Console
+
+    resolved = resolve.resolve(run, document)
+    models.check(run.model)
+    engine = engines.start(run.train.device, run.train.precision, run.train.strategy)
+    with contextlib.ExitStack() as stack:
+        stack.callback(engine.close)
+        if engine.main:
+            stack.enter_context(lock.run_folder(folder))
+            if fresh:
+                _clear(folder)
+        engine.barrier()
+        console = Console(quiet=quiet or not engine.main)
+        stack.callback(console.close)
+        journal = stack.enter_context(log.RunLog(folder, sinks=run.sinks, console=console, write=engine.main))
+        stop = stack.enter_context(signals.Stop(enabled=handle_signals))
+        session = assemble(resolved, folder, engine, journal, stop)
+        try:
+            yield session
+        except BaseException as e:
+            if session.record.get("status") == "running":
+                session.write_record(status="failed", error=f"{type(e).__name__}: {e}")
+            raise
+
+
+def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: Any, stop: Any) -> Session:
+    """Build model, adapter, data, optimizer and context of a run."""
+    from metier.core.data.pipeline import open_data
+    from metier.core.optim import build as build_optimizer
+
+    run = resolved.run
+    data = open_data(resolved, engine, notice=lambda text: journal.emit({"event": "notice", "text": text}))
+    bundle = models.load(
+        run.model, task=data.task, num_labels=data.num_labels, dtype=_dtype(run.dtype), seed=run.train.seed
+    )
+    bundle.model.to(engine.device)
+    bundle, attached = _transform(resolved, bundle)
+    loader, eval_layouts = data.encode(bundle)
+    module = LossModule(bundle.model, resolved.objective.built, _reference(resolved, bundle, attached, engine))
+    saved = [(n, p) for n, p in bundle.model.named_parameters() if p.requires_grad]
+    if not saved:
+        raise UsageError("no parameter is trainable")
+    wrapped = engine.wrap(module, models.blocks(bundle.model) if engine.strategy == "fsdp" else ())
+    optimizer = build_optimizer(bundle.model, resolved.optimizer.built, attached=attached, **resolved.optimizer.common)
+    steps = _steps(run, loader)
+    context = Context(
+        run, bundle, engine, optimizer, wrapped, folder,
+        Clock(0, steps, 0, loader.tokens_per_step), journal.emit, dict, attached,
+    )  # fmt: skip
+    if run.train.gradient_checkpointing:
+        bundle.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    listeners = [b.built.obj for b in resolved.parts()]
+    session = Session(
+        context, resolved, loader, eval_layouts, Schedule(resolved.schedule.built, **resolved.schedule.common), listeners,
+        _stateful(resolved), journal, stop, "closure" in resolved.needs,
+    )  # fmt: skip
+    session._saved = _saved_tensors(bundle.model)
+    session.record = _record(session, data.fingerprint)
+    return session
+
+
+def _dtype(name: str) -> torch.dtype:
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def _transform(resolved: Resolved, bundle: models.Bundle) -> tuple[models.Bundle, Any]:
+    torch.manual_seed(derive_seed(resolved.run.train.seed, "init"))
+    for b in resolved.transforms:
+        changed = b.built.obj(bundle.model)
+        bundle = models.replace_model(bundle, changed)
+    if resolved.adapter is None:
+        return bundle, None
+    from metier.core.adapt import attach
+
+    attached = attach(bundle.model, resolved.adapter.built, **resolved.adapter.common)
+    return models.replace_model(bundle, attached.model), attached
+
+
+def _reference(resolved: Resolved, bundle: models.Bundle, attached: Any, engine: engines.Engine) -> Any:
+    """Log-probabilities under the reference model: the adapter switched off, or a frozen second model."""
+    if "reference" not in resolved.needs:
+        return None
+    from metier.core.scores import reference_scorer
+
+    if resolved.run.reference is None and attached is not None:
+        return reference_scorer(bundle.model, attached.disabled)
+    name = resolved.run.reference or resolved.run.model
+    frozen: nn.Module = models.load(name, dtype=_dtype(resolved.run.dtype), seed=resolved.run.train.seed).model
+    return reference_scorer(frozen.to(engine.device).requires_grad_(False).eval(), contextlib.nullcontext)
+
+
+def _saved_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    persistent = {n for n in model.state_dict(keep_vars=True)}
+    params = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    frozen_everything_else = len(params) < len(list(model.parameters()))
+    buffers = [] if frozen_everything_else else [(n, b) for n, b in model.named_buffers() if n in persistent]
+    return [*params, *buffers]
+
+
+def _stateful(resolved: Resolved) -> dict[str, Any]:
+    named = {}
+    for i, b in enumerate(resolved.parts()):
+        if hasattr(b.built.obj, "state_dict") and not isinstance(b.built.obj, nn.Module):
+            named[f"{i}:{b.built.id}"] = b.built.obj
+    return named
+
+
+def _steps(run: Run, loader: Any) -> int:
+    train = run.train
+    if train.steps is not None:
+        return train.steps
+    if train.tokens is not None:
+        return max(1, math.ceil(train.tokens / loader.tokens_per_step))
+    if loader.length is None:
+        raise UsageError("a stream has no epochs: give train.steps or train.tokens")
+    assert train.epochs is not None
+    return max(1, math.ceil(train.epochs * loader.length / train.batch))
+
+
+def _record(session: Session, data: dict[str, Any]) -> dict[str, Any]:
+    ctx = session.context
+    return {
+        "format": FORMAT, "status": "new", "command": command_line(), "run": ctx.run.model_dump(mode="json"),
+        "parts": resolve.describe(session.resolved), "model": {"name": ctx.bundle.name, "source": ctx.bundle.source,
+        "fingerprint": ctx.bundle.fingerprint}, "data": data, "steps": ctx.clock.steps, "environment": environment(),
+        "world": ctx.engine.world,
+    }  # fmt: skip
+
+
+def _clear(folder: Path) -> None:
+    import shutil
+
+    for name in ("checkpoints", "adapter", "model"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "run.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
