@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metier.core.errors import UsageError, unknown
 from metier.core.part import Count, Fraction, Index, Positive
-from metier.core.yamlfile import Document, Path_, override, read
+from metier.core.yamlfile import PART_KEYS, Document, Path_, override, read
 
 PartRef = str | dict[str, dict[str, Any] | None]
 
@@ -120,6 +120,7 @@ def load(run: str | Path | Mapping[str, Any] | Run, overrides: Iterable[str] = (
         document = Document({k: v for k, v in run.items()})
     else:
         document = read(run)
+    document.defaults = {k: f.default for k, f in Run.model_fields.items() if isinstance(f.default, str) and k in PART_KEYS}
     override(document, overrides)
     return validate(Run, document), document
 

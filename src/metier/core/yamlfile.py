@@ -19,6 +19,8 @@ class Document:
 
     data: dict[str, Any]
     name: str = "run"
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Part references that stand where the file gives none, so that an override can set one of their options."""
     lines: dict[Path_, int] = field(default_factory=dict)
     overridden: dict[Path_, str] = field(default_factory=dict)
 
@@ -119,7 +121,7 @@ def set_path(document: Document, path: Path_, value: Any, text: str) -> None:
     node: Any = document.data
     walked: list[str | int] = []
     for depth, key in enumerate(path[:-1]):
-        node = _enter(node, key, text)
+        node = _enter(node, key, text, document.defaults if depth == 0 else {})
         walked.append(key)
         if key in PART_KEYS and depth == 0 and isinstance(node, dict) and len(node) == 1:
             ((name, inner),) = node.items()
@@ -134,12 +136,12 @@ def set_path(document: Document, path: Path_, value: Any, text: str) -> None:
     document.overridden[(*walked, path[-1])] = text
 
 
-def _enter(node: Any, key: str | int, text: str) -> Any:
+def _enter(node: Any, key: str | int, text: str, defaults: dict[str, Any]) -> Any:
     if isinstance(node, list):
         if isinstance(key, int) and key < len(node):
             return node[key]
         raise UsageError(f"no item {key}", where=f"override {text}")
-    inner = node.get(key)
+    inner = node.get(key, defaults.get(str(key)))
     if isinstance(inner, str) and key in PART_KEYS:
         inner = {inner: {}}
     if inner is None:

@@ -1,0 +1,121 @@
+"""``metier show PART | ROW | CARD``."""
+
+from typing import Any
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def show(
+    name: str = typer.Argument(..., help="A part (optimizer/lion, lion), a row number, or a card."),
+    source: bool = typer.Option(False, "--source", help="Print the part's source file."),
+    json: bool = typer.Option(False, "--json", help="Machine-readable output."),
+) -> None:
+    """Show a part with its options and claim, a row of the reading list, or a paper's card."""
+    from metier.cli.output import emit_json
+
+    facts = _find(name)
+    if source and "path" in facts:
+        from pathlib import Path
+
+        print(Path(facts["path"]).read_text(encoding="utf-8"), end="")
+    elif json:
+        emit_json(facts)
+    else:
+        print(_text(facts))
+
+
+def _find(name: str) -> dict[str, Any]:
+    from metier import catalog
+    from metier.core import part
+    from metier.core.errors import unknown
+
+    wanted = name.strip().lower()
+    if wanted.isdigit():
+        return _row(int(wanted))
+    dashed = wanted.replace("_", "-")
+    hits = [p for p in part.listing() if dashed in (p.id, p.name)]
+    if len(hits) == 1 or (hits and "/" in dashed):
+        return _part(hits[0])
+    if dashed in catalog.cards():
+        return _card(dashed)
+    known = [*(p.id for p in part.listing()), *(p.name for p in part.listing()), *catalog.cards()]
+    if hits:
+        raise unknown("part", name, [p.id for p in hits], more="Several parts have that name.")
+    raise unknown("part, row or card", name, known, more="See: metier list, metier rows")
+
+
+def _part(item: Any) -> dict[str, Any]:
+    import inspect
+
+    from metier.core import part
+    from metier.core.resolve import common_schema
+
+    obj = part.load(item.id)
+    card = obj.__metier__
+    claim = card.claim
+    return {
+        "part": item.id, "object": item.object, "summary": item.summary, "paper": item.paper, "rows": list(item.rows),
+        "needs": sorted(card.needs), "conflicts": dict(card.conflicts),
+        "claim": None if claim is None else {k: getattr(claim, k) for k in claim.__dataclass_fields__},
+        "options": _options(part.options(obj)), "common options": _options(common_schema(item.kind)),
+        "doc": inspect.getdoc(obj), "path": item.path,
+    }  # fmt: skip
+
+
+def _options(schema: Any) -> dict[str, dict[str, str]]:
+    return {
+        o.name: {"type": _type(o.annotation), "default": "required" if o.required else repr(o.default)} for o in schema.values()
+    }
+
+
+def _type(annotation: Any) -> str:
+    import typing
+
+    if typing.get_origin(annotation) is typing.Annotated:
+        base, *marks = typing.get_args(annotation)
+        signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+        bounds = [f"{signs[k]} {v:g}" for m in marks for k, v in getattr(m, "__dict__", {}).items() if k in signs]
+        bounds += [f"{signs[s]} {getattr(m, s):g}" for m in marks for s in signs if hasattr(m, s) and not hasattr(m, "__dict__")]
+        return f"{base.__name__}{' ' + ', '.join(bounds) if bounds else ''}"
+    return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
+
+
+def _row(number: int) -> dict[str, Any]:
+    from metier import catalog
+    from metier.catalog.status import row_status
+
+    row = catalog.row(number)
+    return {**row_status(row), "note": row.note, "corrected title": list(row.corrected), "cards": [_card(c) for c in row.cards]}
+
+
+def _card(id: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from metier import catalog
+
+    return {"card": id, **{k: v for k, v in asdict(catalog.card(id)).items() if k != "id"}}
+
+
+def _text(facts: dict[str, Any], indent: str = "") -> str:
+    import textwrap
+
+    lines: list[str] = []
+    for key, value in facts.items():
+        if value in (None, [], {}, "", ()):
+            continue
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}", _text(value, indent + "  ")]
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            lines += [f"{indent}{key}", *(_text(v, indent + "  ") + "\n" for v in value)]
+        elif isinstance(value, list | tuple) and all(len(str(v)) < 40 for v in value):
+            lines.append(f"{indent}{key}: {', '.join(map(str, value))}")
+        elif isinstance(value, list | tuple):
+            lines += [f"{indent}{key}", *(textwrap.fill(str(v), 100, initial_indent=f"{indent}  - ", subsequent_indent=f"{indent}    ") for v in value)]
+        elif "\n" in str(value):
+            lines += [f"{indent}{key}", textwrap.indent(str(value), indent + "  ")]
+        else:
+            lines.append(textwrap.fill(f"{key}: {value}", 100, initial_indent=indent, subsequent_indent=indent + "  "))
+    return "\n".join(lines)

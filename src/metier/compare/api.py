@@ -1,0 +1,70 @@
+"""``compare``: a design, or part names, to a result with a verdict."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metier.compare import design as designs
+from metier.compare.design import Design
+from metier.compare.jobs import Job
+from metier.compare.results import ComparisonResult, RunResult
+
+
+def prepare(source: str | Path | Mapping[str, Any] | Sequence[str], *, seeds: int | None = None) -> Design:
+    """A design from a file with overrides (``["design.yaml", "seeds=5"]``), a mapping, or part names."""
+    if isinstance(source, Mapping):
+        design = designs.load(source)[0]
+    else:
+        words = [str(source)] if isinstance(source, str | Path) else [str(s) for s in source]
+        if words[0].endswith((".yaml", ".yml")):
+            design = designs.load(words[0], words[1:])[0]
+        else:
+            return designs.shorthand(words, seeds=seeds)
+    return design if seeds is None else design.model_copy(update={"seeds": seeds})
+
+
+def compare(
+    design: Design | str | Path | Mapping[str, Any] | Sequence[str],
+    *,
+    out: str | Path | None = None,
+    on_ray: bool = False,
+    quiet: bool = False,
+) -> tuple[ComparisonResult, Path]:
+    """Run a comparison and return its result and folder. Raises ``UsageError`` when the design is wrong or unfair."""
+    from metier.compare.run import run
+
+    ready = design if isinstance(design, Design) else prepare(design)
+    folder = Path(out or ready.out or Path("comparisons") / (ready.name or "comparison"))
+    with _Progress(designs.jobs_count(ready), quiet) as progress:
+        return run(ready, report=progress, on_ray=on_ray, folder=folder), folder
+
+
+class _Progress:
+    """A bar over all runs of a comparison; plain lines without a terminal."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        self.quiet = quiet
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), console=self.console,
+            disable=quiet or not self.console.is_terminal, transient=True,
+        )  # fmt: skip
+        self.task = self.bar.add_task("starting workers", total=total)
+
+    def __enter__(self) -> "_Progress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, job: Job, result: RunResult, done: int, total: int) -> None:
+        value = f"{result.metric:.4f}" if result.metric is not None else result.status
+        tuned = "".join(f"  {k}={v:g}" for k, v in job.options.items())
+        self.bar.update(self.task, completed=done, description=f"{job.label}")
+        if not self.quiet:
+            self.console.print(f"{done:3d}/{total}  {job.label:<24} {job.metric} {value}{tuned}  {result.seconds:.1f} s", highlight=False)

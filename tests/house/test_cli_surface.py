@@ -1,0 +1,38 @@
+"""The verbs and flags are a promise: a change here is a change of the interface, and belongs in the changelog."""
+
+import typer
+
+from metier.cli import VERBS, load
+
+SURFACE = {
+    "list": {"kind", "text", "json"},
+    "rows": {"json", "status"},
+    "show": {"name", "source", "json"},
+    "train": {"run", "overrides", "out", "restart", "quiet", "json"},
+    "compare": {"design", "seeds", "out", "ray", "quiet", "json"},
+    "runs": {"which", "root", "json"},
+    "report": {"folder", "out", "json"},
+    "new": {"kind", "name", "root"},
+    "doctor": {"json"},
+}
+READING = {"list", "rows", "show", "runs", "report", "doctor", "plan", "eval"}
+
+
+def params(command) -> set[str]:
+    return {p.name for p in command.params if p.name not in ("help", "install_completion", "show_completion")}
+
+
+def test_every_verb_loads_and_has_help():
+    for verb in VERBS:
+        command = load(verb)
+        assert command.help or isinstance(command, typer.core.TyperGroup), verb
+
+
+def test_flags_are_frozen():
+    for verb, expected in SURFACE.items():
+        assert params(load(verb)) == expected, verb
+
+
+def test_reading_verbs_speak_json():
+    for verb in READING:
+        assert "json" in params(load(verb)), verb
