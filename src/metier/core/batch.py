@@ -26,6 +26,8 @@ class Tokens:
     """``[N, V]``, only with ``needs=("logits",)``."""
     targets: Tensor | None = None
     """``[N]`` target token ids, only with ``needs=("logits",)``."""
+    ref_logits: Tensor | None = None
+    """``[N, V]`` under the reference model, with ``needs=("logits", "reference")``."""
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,7 @@ def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: 
     wrapped = engine.wrap(module, models.blocks(bundle.model) if engine.strategy == "fsdp" else ())
     optimizer = build_optimizer(bundle.model, resolved.optimizer.built, attached=attached, **resolved.optimizer.common)
     steps = _steps(run, loader)
+    loader.expected = steps * run.train.batch
     context = Context(
         run, bundle, engine, optimizer, wrapped, folder,
         Clock(0, steps, 0, loader.tokens_per_step), journal.emit, dict, attached,
@@ -225,9 +226,10 @@ def _steps(run: Run, loader: Any) -> int:
     if train.tokens is not None:
         return max(1, math.ceil(train.tokens / loader.tokens_per_step))
     if loader.length is None:
-        raise UsageError("a stream has no epochs: give train.steps or train.tokens")
+        raise UsageError("a source has no epochs: give train.steps or train.tokens")
     assert train.epochs is not None
-    return max(1, math.ceil(train.epochs * loader.length / train.batch))
+    loader.stop_at = max(1, round(train.epochs * loader.length))
+    return math.ceil(loader.stop_at / train.batch)
 
 
 def _record(session: Session, data: dict[str, Any]) -> dict[str, Any]:

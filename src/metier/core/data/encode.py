@@ -1,0 +1,220 @@
+"""Examples to token ids with a loss mask: one ``Item`` type for plain text, chats, pairs, lists and labelled texts."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from metier.core.data import formats
+from metier.core.data.formats import Message
+from metier.core.data.template import Segment, render, segments
+from metier.core.errors import UsageError
+
+NO_LOSS = np.zeros(0, dtype=bool)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One encoded example. Lengths in tokens; a plain text or chat stands wholly in ``prompt``."""
+
+    prompt: np.ndarray
+    """int32 ids of branch 0."""
+    prompt_loss: np.ndarray
+    """bool: is this token a target?"""
+    answers: tuple[np.ndarray, ...] = ()
+    """int32 ids of branches 1, 2, …: each continues the prompt on its own."""
+    answer_loss: tuple[np.ndarray, ...] = ()
+    id: str = ""
+    label: Any = None
+    """Class index, desirability, margin, or scores per answer."""
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+    """Further inputs per token of prompt and answers, concatenated."""
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + sum(map(len, self.answers))
+
+    @property
+    def targets(self) -> int:
+        """Tokens that carry loss; the first token of a sequence has nothing that predicts it."""
+        return int(self.prompt_loss[1:].sum()) + sum(int(m.sum()) for m in self.answer_loss)
+
+
+class Encoder:
+    """Encodes examples for one tokenizer; what is cut or dropped is counted and can be said."""
+
+    def __init__(self, tokenizer: Any, *, max_length: int, truncate: str, on_empty: str, labels: dict[Any, int] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.truncate = truncate
+        self.on_empty = on_empty
+        self.labels = labels or {}
+        self.counts: Counter[str] = Counter()
+        self.begin = _begin(tokenizer)
+
+    def __call__(self, example: Any) -> Item | None:
+        """The item, or ``None`` when the options say that the example is dropped."""
+        item = self._fit(self._encode(example))
+        if item is not None and item.targets == 0 and not isinstance(example, formats.Labelled):
+            if self.on_empty == "error":
+                raise UsageError("no token of this example carries loss", where=example.id)
+            self.counts["dropped: no token carries loss"] += 1
+            return None
+        return item
+
+    def all(self, examples: Iterable[Any]) -> list[Item]:
+        """Encode many. Raises ``UsageError`` when nothing is left."""
+        items = [i for i in map(self, examples) if i is not None]
+        if not items:
+            reasons = ", ".join(f"{n} {why}" for why, n in self.counts.items())
+            raise UsageError(f"no example is left to train on ({reasons or 'there were none'})", hint="See: metier data check, data.max_length")
+        return items
+
+    def summary(self) -> str | None:
+        """What was dropped or cut, in one line."""
+        return ", ".join(f"{n} examples {why}" for why, n in sorted(self.counts.items())) or None
+
+    # --- by type -------------------------------------------------------------------------------------------------
+
+    def _encode(self, e: Any) -> Item:
+        match e:
+            case formats.Text():
+                return self.text(e)
+            case formats.Chat():
+                return self._plain(segments(self.tokenizer, e.messages), e.id)
+            case formats.Completion():
+                prompt, opened = self._prompt(e.prompt)
+                answer = self._answer(e.prompt, e.completion, opened)
+                return Item(_join(prompt, answer), _mask(len(prompt), len(answer)), id=e.id)
+            case formats.Preference():
+                return self._branches(e, (e.chosen, e.rejected), e.margin)
+            case formats.Judged():
+                return self._branches(e, (e.completion,), e.label)
+            case formats.Ranked():
+                return self._branches(e, e.completions, e.scores)
+            case formats.Labelled():
+                return self._labelled(e)
+        raise TypeError(f"cannot encode {type(e).__name__}")
+
+    def text(self, e: formats.Text) -> Item:
+        """A plain text with its end-of-text token; its context, if any, stands before it and carries no loss."""
+        context = _array([*self.begin, *(self._ids(e.context) if e.context else ())])
+        own = _array([*self._ids(e.text), self._end(e)])
+        loss = np.ones(len(context) + len(own), bool)
+        loss[len(self.begin) : len(context)] = False
+        return Item(_join(context, own), loss, id=e.id)
+
+    def _plain(self, parts: list[Segment], id: str) -> Item:
+        encoded = [(self._ids(s.text), s.loss) for s in parts]
+        ids = [i for piece, _ in encoded for i in piece]
+        mask = [loss for piece, loss in encoded for _ in piece]
+        return Item(_array(ids), np.array(mask, bool), id=id)
+
+    def _branches(self, e: Any, answers: tuple[str, ...], label: Any) -> Item:
+        prompt, opened = self._prompt(e.prompt)
+        ids = tuple(self._answer(e.prompt, a, opened) for a in answers)
+        return Item(prompt, np.zeros(len(prompt), bool), ids, tuple(np.ones(len(a), bool) for a in ids), e.id, label)
+
+    def _labelled(self, e: formats.Labelled) -> Item:
+        ids = self.tokenizer(e.text, e.pair, truncation=True, max_length=self.max_length)["input_ids"]
+        if len(ids) == self.max_length:
+            self.counts["cut to max_length"] += 1
+        label = None if e.label is None else self.labels.get(e.label, e.label)
+        return Item(_array(ids), np.zeros(len(ids), bool), id=e.id, label=label)
+
+    def _prompt(self, prompt: str | tuple[Message, ...]) -> tuple[np.ndarray, str]:
+        """Prompt ids, and the rendered prompt when there is a template."""
+        if not self.tokenizer.chat_template and not isinstance(prompt, str):
+            segments(self.tokenizer, prompt)
+        if not self.tokenizer.chat_template:
+            return _array([*self.begin, *self._ids(str(prompt))]), ""
+        text = render(self.tokenizer, _turns(prompt), generation=True)
+        return _array(self._ids(text)), text
+
+    def _answer(self, prompt: str | tuple[Message, ...], answer: str, opened: str) -> np.ndarray:
+        """What the model should write after the prompt, its end-of-turn token included."""
+        if not opened:
+            return _array([*self._ids(answer), self._end(prompt)])
+        *_, last = (s for s in segments(self.tokenizer, (*_turns(prompt), Message("assistant", answer)), last_only=True) if s.loss)
+        return _array(self._ids(last.text))
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _end(self, where: Any) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise UsageError("the tokenizer has no end-of-text token", where=getattr(where, "id", None))
+        return self.tokenizer.eos_token_id
+
+    # --- length ----------------------------------------------------------------------------------------------------
+
+    def _fit(self, item: Item) -> Item | None:
+        longest = len(item.prompt) + max(map(len, item.answers), default=0)
+        if longest <= self.max_length:
+            return item
+        if self.truncate == "error":
+            raise UsageError(
+                f"{longest} tokens are more than data.max_length = {self.max_length}", where=item.id,
+                hint="Raise data.max_length, or say what to do with data.truncate: drop | right | left-prompt.",
+            )  # fmt: skip
+        if self.truncate == "drop":
+            self.counts[f"dropped: longer than {self.max_length} tokens"] += 1
+            return None
+        self.counts[f"cut to {self.max_length} tokens"] += 1
+        return _cut_right(item, self.max_length) if self.truncate == "right" else _cut_prompt(item, self.max_length)
+
+
+def _begin(tokenizer: Any) -> list[int]:
+    """Special tokens that the tokenizer puts before a text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
+    return full[:at]
+
+
+def _turns(prompt: str | tuple[Message, ...]) -> tuple[Message, ...]:
+    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
+
+
+def _cut_right(item: Item, limit: int) -> Item:
+    room = max(0, limit - len(item.prompt))
+    return replace(
+        item, prompt=item.prompt[:limit], prompt_loss=item.prompt_loss[:limit],
+        answers=tuple(a[:room] for a in item.answers), answer_loss=tuple(m[:room] for m in item.answer_loss),
+    )  # fmt: skip
+
+
+def _cut_prompt(item: Item, limit: int) -> Item:
+    """Cut the prompt from the left; a plain sequence loses its beginning, its targets stay."""
+    over = len(item.prompt) + max(map(len, item.answers), default=0) - limit
+    cut = replace(item, prompt=item.prompt[over:], prompt_loss=item.prompt_loss[over:])
+    return cut if len(cut.prompt) else _cut_right(replace(item, prompt=item.prompt[-1:], prompt_loss=item.prompt_loss[-1:]), limit)
+
+
+def _array(ids: Iterable[int]) -> np.ndarray:
+    return np.fromiter(ids, dtype=np.int32)
+
+
+def _join(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.concatenate([a, b])
+
+
+def _mask(off: int, on: int) -> np.ndarray:
+    return np.arange(off + on) >= off
+
+
+def chunks(encoder: Encoder, examples: Iterable[Any], length: int) -> Iterator[Item]:
+    """Texts concatenated, each with its end-of-text token, and cut into blocks of ``length``; what remains is left out."""
+    ids, mask = np.zeros(0, np.int32), NO_LOSS
+    number = 0
+    for e in examples:
+        text = encoder.text(e)
+        ids, mask = np.concatenate([ids, text.prompt]), np.concatenate([mask, text.prompt_loss])
+        for begin in range(0, len(ids) - length + 1, length):
+            part = slice(begin, begin + length)
+            yield Item(ids[part], mask[part], id=f"{e.id} block {number}")
+            number += 1
+        cut = len(ids) // length * length
+        ids, mask = ids[cut:], mask[cut:]

@@ -1,0 +1,87 @@
+"""The typed examples every format is converted to."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class BadRow(ValueError):
+    """A row that cannot become an example; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn; ``role`` is ``system``, ``user``, ``assistant`` or ``tool``."""
+
+    role: str
+    content: str
+
+
+Prompt = str | tuple[Message, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """What all examples have: identity (``file:row``) and the row's keys that the format does not use."""
+
+    id: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Text(Example):
+    """Plain text: every token carries loss, except those of a ``context`` put before it."""
+
+    text: str
+    context: str = ""
+
+
+@dataclass(frozen=True)
+class Chat(Example):
+    """A conversation: the assistant's turns carry loss."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Completion(Example):
+    """A prompt and the completion that carries loss."""
+
+    prompt: Prompt
+    completion: str
+
+
+@dataclass(frozen=True)
+class Preference(Example):
+    """Two different answers to a prompt; ``margin`` is the difference of their given scores, if any."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    margin: float | None = None
+
+
+@dataclass(frozen=True)
+class Judged(Example):
+    """One answer, desirable (``label`` true) or not."""
+
+    prompt: Prompt
+    completion: str
+    label: bool
+
+
+@dataclass(frozen=True)
+class Ranked(Example):
+    """Two or more answers with a score each; higher is better."""
+
+    prompt: Prompt
+    completions: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Labelled(Example):
+    """A text, or a pair of texts, with its class: an index, or a name to be numbered over the whole data."""
+
+    text: str
+    pair: str | None
+    label: int | str

@@ -1,0 +1,240 @@
+"""Batches in a fixed order, resumable at any step, the same for any micro-batch size, world size or number of workers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from metier.core.context import derive_seed
+from metier.core.data.collate import collate, pack
+from metier.core.data.encode import Item
+from metier.core.errors import MetierError, UsageError
+from metier.core.layout import Layout
+
+WASTE = 0.12
+"""Sequences share a micro-batch while padding stays below this share of it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The examples of one optimizer step on this process."""
+
+    micro: list[Layout]
+    units: int
+    """Loss units (targets, or examples) of the whole step over all processes."""
+    ids: tuple[str, ...]
+    """Identity of every example of the step on this process."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How examples become rows."""
+
+    pad_id: int
+    budget: int
+    """Tokens, padding included, that one micro-batch may hold when ``micro_batch`` is not given."""
+    micro_batch: int | None = None
+    packed: bool = False
+    max_length: int = 1024
+    unit: str = "token"
+    """What the loss is divided by: ``token`` or ``example``."""
+
+    def micros(self, items: Sequence[Item]) -> list[list[list[int]]]:
+        """Micro-batches as lists of rows, a row as a list of item indices; long ones first, like beside like."""
+        lengths = [i.length for i in items]
+        rows = pack(lengths, self.max_length) if self.packed else [[i] for i in sorted(range(len(items)), key=lambda i: (-lengths[i], i))]
+        out: list[list[list[int]]] = []
+        for row in rows:
+            if not out or not self._fits(out[-1], row, lengths):
+                out.append([])
+            out[-1].append(row)
+        return out
+
+    def _fits(self, rows: list[list[int]], row: list[int], lengths: list[int]) -> bool:
+        if self.micro_batch is not None:
+            return sum(map(len, rows)) + len(row) <= self.micro_batch
+        sizes = [sum(lengths[i] for i in r) for r in (*rows, row)]
+        area = max(sizes) * len(sizes)
+        return area <= self.budget and sum(sizes) >= (1 - WASTE) * area
+
+    def layouts(self, items: Sequence[Item], micros: list[list[list[int]]]) -> list[Layout]:
+        """The rows of :meth:`micros` as layouts."""
+        out = []
+        for rows in micros:
+            order = [i for row in rows for i in row]
+            at = {i: k for k, i in enumerate(order)}
+            out.append(collate([items[i] for i in order], pad_id=self.pad_id, rows=[[at[i] for i in row] for row in rows]))
+        return out
+
+    def units(self, items: Sequence[Item]) -> int:
+        """Loss units of examples."""
+        return sum(i.targets for i in items) if self.unit == "token" else len(items)
+
+
+def split_to(micros: list[list[list[int]]], number: int) -> list[list[list[int]]]:
+    """Cut micro-batches until there are ``number``: processes must run the same number of forward passes."""
+    micros = list(micros)
+    while len(micros) < number:
+        at = max(range(len(micros)), key=lambda k: sum(map(len, micros[k])))
+        rows = micros[at]
+        if len(rows) == 1:
+            rows = [rows[0][: len(rows[0]) // 2], rows[0][len(rows[0]) // 2 :]]
+        half = len(rows) // 2
+        micros[at : at + 1] = [rows[:half], rows[half:]]
+    return micros
+
+
+class Loader:
+    """An endless (or ``stop_at``-limited) iterator of :class:`Step`.
+
+    ``items`` are shuffled anew in every epoch; with ``stream`` the items of an epoch come from a source instead.
+    """
+
+    def __init__(
+        self, items: Sequence[Item] | None, stream: Callable[[int, Callable[[], float]], Iterator[Item]] | None, shape: Shape, *,
+        fingerprint: dict[str, Any], seed: int, batch: int, rank: int = 0, world: int = 1, shuffle: bool = True, workers: int = 0,
+        mean_length: float = 0.0,
+    ) -> None:  # fmt: skip
+        if batch % world:
+            raise UsageError(f"train.batch = {batch} cannot be divided over {world} processes")
+        self.items, self.stream, self.shape = items, stream, shape
+        self.fingerprint, self.seed, self.batch = fingerprint, seed, batch
+        self.rank, self.world, self.shuffle, self.workers = rank, world, shuffle, workers
+        self.position = 0
+        """Examples consumed so far."""
+        self.epoch, self.drawn = 0, 0
+        self.stop_at: int | None = None
+        """Examples after which the data end; the session sets it from the number of epochs."""
+        self.expected = 0
+        """Examples of the whole run, for sources that depend on progress."""
+        self.end_reason: str | None = None
+        self.tokens_per_step = mean_length * batch
+
+    @property
+    def length(self) -> int | None:
+        """Examples of one epoch; ``None`` for a stream."""
+        return None if self.items is None else len(self.items)
+
+    # --- state -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the data stand: small and JSON-able."""
+        return {"position": self.position, "epoch": self.epoch, "drawn": self.drawn, "seed": self.seed, "fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken. Raises ``UsageError`` when the data are others; the stored seed is used."""
+        now, then = self.fingerprint, state["fingerprint"]
+        changed = sorted(k for k in {*now, *then} if now.get(k) != then.get(k))
+        if changed:
+            raise UsageError(
+                f"the checkpoint was trained on other data: {', '.join(changed)} changed since",
+                hint="Restore them, or start afresh with --restart or another out=…",
+            )
+        self.position, self.epoch, self.drawn, self.seed = state["position"], state["epoch"], state["drawn"], state["seed"]
+
+    # --- order -------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Step]:
+        if self.stream is not None:
+            yield from self._from_stream()
+            return
+        starts = self._starts()
+        if self.workers == 0:
+            for position in starts:
+                step, self.position = self._make(self._chosen(position))
+                yield step
+            return
+        with ThreadPoolExecutor(self.workers) as pool:
+            waiting = [pool.submit(self._make_at, p) for p in islice(starts, self.workers + 1)]
+            while waiting:
+                step, self.position = waiting.pop(0).result()
+                waiting += [pool.submit(self._make_at, p) for p in islice(starts, 1)]
+                yield step
+
+    def _starts(self) -> Iterator[int]:
+        position = self.position
+        while self._take(position) > 0:
+            yield position
+            position += self._take(position)
+        self.end_reason = "the data have ended"
+
+    def _take(self, position: int) -> int:
+        """Examples of the step that begins at ``position``; a last, smaller step is dealt evenly to all processes."""
+        if self.stop_at is None:
+            return self.batch
+        left = max(0, self.stop_at - position)
+        return min(self.batch, -(-left // self.world) * self.world)
+
+    def _chosen(self, position: int) -> tuple[list[Item], int]:
+        assert self.items is not None
+        n = len(self.items)
+        end = position + self._take(position)
+        return [self.items[self._index(p // n, p % n)] for p in range(position, end)], end
+
+    def _index(self, epoch: int, place: int) -> int:
+        if not self.shuffle:
+            return place
+        if getattr(self, "_order", (None, None))[0] != (self.seed, epoch):
+            assert self.items is not None
+            rng = np.random.default_rng(derive_seed(self.seed, "order", epoch))
+            self._order = ((self.seed, epoch), rng.permutation(len(self.items)))
+        return int(self._order[1][place])
+
+    def _make_at(self, position: int) -> tuple[Step, int]:
+        return self._make(self._chosen(position))
+
+    def _make(self, chosen: tuple[list[Item], int]) -> tuple[Step, int]:
+        items, end = chosen
+        ordered = sorted(range(len(items)), key=lambda i: (-items[i].length, i))
+        shares = [[items[i] for i in ordered[r :: self.world]] for r in range(self.world)]
+        plans = [self.shape.micros(share) for share in shares]
+        mine = split_to(plans[self.rank], max(map(len, plans)))
+        layouts = self.shape.layouts(shares[self.rank], mine)
+        return Step(layouts, self.shape.units(items), tuple(i.id for i in shares[self.rank])), end
+
+    def _from_stream(self) -> Iterator[Step]:
+        source = self._drawn()
+        while True:
+            want = self._take(self.position)
+            items = list(islice(source, want)) if want else []
+            if len(items) < max(want, 1):
+                self.end_reason = self.end_reason or "the source has ended before the last step"
+                return
+            step, self.position = self._make((items, self.position + len(items)))
+            self.drawn += len(items)
+            yield step
+
+    def _drawn(self) -> Iterator[Item]:
+        """Items of the current epoch from the current place, then of the following epochs."""
+        assert self.stream is not None
+        skip = self.drawn
+        while True:
+            made = 0
+            for item in self._epoch():
+                made += 1
+                if made > skip:
+                    yield item
+            if made == 0:
+                self.end_reason = "the source gives no examples"
+                return
+            self.epoch, self.drawn, skip = self.epoch + 1, self.drawn - made, 0
+
+    def _epoch(self) -> Iterator[Item]:
+        assert self.stream is not None
+        number = [0]
+        began = self.position - self.drawn
+
+        def progress() -> float:
+            return min(1.0, (began + number[0]) / self.expected) if self.expected else 0.0
+
+        try:
+            for item in self.stream(self.epoch, progress):
+                number[0] += 1
+                yield item
+        except MetierError:
+            raise
+        except Exception as e:
+            raise MetierError(f"the data source failed at example {number[0] + 1} of epoch {self.epoch + 1}: {type(e).__name__}: {e}") from e

