@@ -23,9 +23,9 @@ def chat(
     """Talk to the base and the tuned model side by side. Every prompt starts anew."""
     from metier.core import part
     from metier.core.trained import answer, open_run
-    from metier.core.yamlfile import scalar
+    from metier.core.yamlfile import parse_value
 
-    bound = [part.build("decode", scalar(d)).obj for d in decode]
+    bound = [part.build("decode", parse_value(d)).obj for d in decode]
     trained = open_run(run)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "decode": bound}
     tokenizer = trained.bundle.tokenizer

@@ -5,6 +5,7 @@ from typing import Any
 import typer
 
 app = typer.Typer(
+    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     help="Look at data as the model will see them; check every row.",

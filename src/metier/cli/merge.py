@@ -42,7 +42,7 @@ def _is_option(text: str) -> bool:
 
 
 def _option(text: str) -> tuple[str, object]:
-    from metier.core.yamlfile import scalar
+    from metier.core.yamlfile import parse_value
 
     name, value = OPTION.fullmatch(text).groups()  # type: ignore[union-attr]
-    return name, scalar(value)
+    return name, parse_value(value)

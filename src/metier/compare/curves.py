@@ -25,13 +25,19 @@ def has_evals(result: ComparisonResult) -> bool:
 
 
 def by_arm(result: ComparisonResult, x: str, *, evals: bool) -> list[Series]:
-    """One series per arm over ``tokens`` or ``seconds``: mean of the seeds, band from the lowest to the highest."""
+    """One series per arm over ``tokens`` or ``seconds``: mean of the seeds, band from lowest to highest."""
     style, found = styles(result), []
     for arm in [result.control, *result.challengers]:
-        curves = [c for r in result.finals(arm.name) if (c := _pick(r, evals)) is not None and len(c)]
+        curves = [c for r in _drawn(result, arm.name) if (c := _pick(r, evals)) is not None and len(c)]
         if curves:
             found.append(_merge(curves, x, arm.label, style[arm.name], smooth=not evals))
     return [s for s in found if len(s.x)]
+
+
+def _drawn(result: ComparisonResult, arm: str) -> list[RunResult]:
+    """The runs that finished; failed ones where no other is left, to show what happened."""
+    finals = result.finals(arm)
+    return [r for r in finals if not r.failed] or finals
 
 
 def _pick(run: RunResult, evals: bool) -> Curve | None:

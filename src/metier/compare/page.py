@@ -18,7 +18,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Table:
-    """A table for the template; ``text`` are left-aligned columns, ``wrap`` those of them that break lines."""
+    """A table for the template; columns in ``text`` are left-aligned, those in ``wrap`` break lines."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]

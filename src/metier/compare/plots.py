@@ -1,9 +1,10 @@
 """Small charts as inline SVG: no dependency, no script, colours from CSS variables so that dark mode works.
 
-Every function returns markup with all text escaped. Positions are in a 480-unit-wide frame that scales with the
-page; a phone shows it at about three quarters of that, so text is set large.
+Every function returns markup with all text escaped. Positions are in a frame 480 units wide that scales with
+the page; a phone shows it at about three quarters of that, so text is set large.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,26 @@ class Axis:
         return _log_ticks(self.low, self.high) if self.log else nice_ticks(self.low, self.high, count)
 
 
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Labels with as many decimals as tell neighbours apart; thousands from 10 000 on as ``k``."""
+    largest = max((abs(t) for t in ticks), default=0.0)
+    step = min((b - a for a, b in itertools.pairwise(ticks)), default=0.0)
+    if largest >= 1e4:
+        thousand = 1e3 if largest < 1e6 or step < 1e5 else 1e6
+        places = _places(step / thousand)
+        return [
+            f"{text.fixed(t / thousand, places)} {'k' if thousand == 1e3 else 'M'}" if t else "0"
+            for t in ticks
+        ]
+    if not step or step < 1e-5:
+        return [text.significant(t, 4) for t in ticks]
+    return [text.fixed(t, _places(step)) if t else "0" for t in ticks]
+
+
+def _places(step: float) -> int:
+    return max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
+
+
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` multiples of 1, 2 or 5 times a power of ten within ``[low, high]``."""
     raw = (high - low) / max(1, count)
@@ -82,7 +103,7 @@ def around(values: Sequence[float], *, log: bool = False, pad: float = 0.06) -> 
 
 
 def late_range(series: Sequence[Series], skip: float = 0.08) -> Axis:
-    """A y-axis fitted to what comes after the first part of training, whose heights would flatten the rest."""
+    """A y-axis fitted to what follows the first part of training, whose heights would flatten the rest."""
     kept: list[float] = []
     for s in series:
         start = min(s.x, default=0) + skip * (max(s.x, default=0) - min(s.x, default=0))
@@ -110,7 +131,7 @@ def lines(
     clip: bool = True,
     xformat: Format = text.scaled,
 ) -> Markup:
-    """Lines with bands over a linear x; with ``clip`` the y-axis is fitted to what follows the first steps."""
+    """Lines with bands over a linear x; ``clip`` fits the y-axis to what follows the first steps."""
     x = around([v for s in series for v in s.x], pad=0.0)
     y = late_range(series) if clip else around([v for s in series for ys in (s.y, s.low, s.high) for v in ys])
     body = [_frame(x, y, xlabel, ylabel, xformat), Markup('<g clip-path="url(#frame)">')]
@@ -122,7 +143,7 @@ def lines(
 def trials(
     series: Sequence[Series], *, xlabel: str, ylabel: str, name: str, lower_is_better: bool = True
 ) -> Markup:
-    """Metric against a tuned option on a log axis; rings mark the best, crosses at the edge the failed trials."""
+    """Metric against a tuned option on a log axis; rings mark the best, crosses the failed trials."""
     finite = [v for s in series for v in s.y if math.isfinite(v)]
     x = around([v for s in series for v in s.x], log=all(v > 0 for s in series for v in s.x))
     y = around(_without_far(finite, lower_is_better), pad=0.12)
@@ -178,7 +199,7 @@ def forest(
     name: str,
 ) -> Markup:
     """A difference with its interval on a line with 0 and the minimum effect."""
-    height, mid, foot = 104, 40, 66
+    height, mid, foot = 112, 42, 70
     width = WIDTH - 32
 
     def px(v: float) -> float:
@@ -192,7 +213,7 @@ def forest(
         Markup('<line class="zero" x1="{0:.1f}" x2="{0:.1f}" y1="14" y2="{1}"/>').format(px(0.0), foot),
         Markup('<line class="axis" x1="16" x2="{}" y1="{}" y2="{}"/>').format(WIDTH - 16, foot, foot),
     ]
-    out += [_forest_tick(px(t), t, foot) for t in axis.ticks(4)]
+    out += [_forest_tick(px(t), t, foot) for t in axis.ticks(6)]
     if low is not None and high is not None:
         d = f"M{px(low):.1f} {mid}H{px(high):.1f}M{px(low):.1f} {mid - 8}v16M{px(high):.1f} {mid - 8}v16"
         out.append(Markup('<path class="interval {}" d="{}"/>').format(word, d))
@@ -205,7 +226,7 @@ def forest(
         Markup('<text class="side" x="16" y="11">{}</text>').format(sides[0]),
         Markup('<text class="side" x="{}" y="11" text-anchor="end">{}</text>').format(WIDTH - 16, sides[1]),
         Markup('<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            WIDTH / 2, height - 2, label
+            WIDTH / 2, height - 8, label
         ),
     ]
     return _svg(out, name, height=height)
@@ -243,12 +264,12 @@ def _py(axis: Axis, value: float) -> float:
 
 def _frame(x: Axis, y: Axis, xlabel: str, ylabel: str, xformat: Format) -> Markup:
     out = []
-    for t in y.ticks(5):
+    for t, shown in zip(ticks := y.ticks(5), tick_labels(ticks), strict=True):
         py = _py(y, t)
         out.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
             LEFT, WIDTH - RIGHT, py, py))  # fmt: skip
         out.append(Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
-            LEFT - 8, py + 4.5, text.significant(t, 4)))  # fmt: skip
+            LEFT - 8, py + 4.5, shown))  # fmt: skip
     base = HEIGHT - BOTTOM
     out.append(
         Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDTH - RIGHT, base, base)

@@ -91,7 +91,8 @@ def _detail(v: Verdict) -> str:
     if v.p_holm is not None and v.p_holm != v.p:
         found.append(f"{text.significant(v.p_holm, 2)} after Holm")
     if v.p_signflip is not None and v.n > 1:
-        found.append(f"{text.significant(v.p_signflip, 2)} by sign flips (least possible {2 / 2**v.n:.2g})")
+        least = f"least possible {2 / 2**v.n:.2g}"
+        found.append(f"sign flips: p = {text.significant(v.p_signflip, 2)} ({least})")
     return " · ".join(found)
 
 
@@ -100,8 +101,8 @@ def _words(result: ComparisonResult) -> str:
     direction = " “Direction”: all of it is better, but perhaps by less." if result.minimum_effect else ""
     shaded = "The shaded zone is what the claim asks for. " if result.minimum_effect else ""
     return (
-        f"{shaded}“Holds”: the whole 95 % interval is better{asked}.{direction} “Against”: all of it is worse. "
-        "“Unclear”: it contains no difference."
+        f"{shaded}“Holds”: the whole 95 % interval is better{asked}.{direction} “Against”: "
+        "all of it is worse. “Unclear”: it contains no difference."
     )
 
 
@@ -129,8 +130,10 @@ def _costs(result: ComparisonResult) -> Table:
 
         rows.append([
             arm.label, cell(text.duration(mean("seconds")), ratios.time),
-            cell(text.size(mean("peak_bytes")), ratios.memory), cell(text.size(mean("state_bytes")), ratios.state),
-            cell(text.scaled(mean("tokens")), ratios.tokens), cell(text.scaled(mean("flops"), "FLOP"), ratios.flops),
+            cell(text.size(mean("peak_bytes")), ratios.memory),
+            cell(text.size(mean("state_bytes")), ratios.state),
+            cell(text.scaled(mean("tokens")), ratios.tokens),
+            cell(text.scaled(mean("flops"), "FLOP"), ratios.flops),
             text.scaled(mean("params")),
         ])  # fmt: skip
     caption = (
@@ -143,7 +146,7 @@ def _costs(result: ComparisonResult) -> Table:
         "optimizer state",
         "tokens",
         "compute",
-        "trained parameters",
+        "parameters",
     ]
     return Table(columns, rows, caption)
 
@@ -155,7 +158,8 @@ def _runs(result: ComparisonResult, *, finals: bool) -> Table:
         [
             labels.get(r.arm, r.arm), r.seed if finals else (r.trial or 0) + 1, _options(r),
             text.fixed(r.metric, 4) if r.metric is not None else "–", text.duration(r.seconds),
-            text.size(r.peak_bytes) if r.peak_bytes else "–", f"{r.status}: {r.error}" if r.error else r.status,
+            text.size(r.peak_bytes) if r.peak_bytes else "–",
+            f"{r.status}: {r.error}" if r.error else r.status,
         ]
         for r in chosen
     ]  # fmt: skip
@@ -190,10 +194,11 @@ def _legend(result: ComparisonResult) -> list[dict[str, Any]]:
 
 
 def _curves_hint(result: ComparisonResult) -> str:
-    band = "Lines are means over the seeds, bands reach from the lowest to the highest seed." if len(
-        result.seeds
-    ) > 1 else "One seed per line."  # fmt: skip
-    return f"{band} The vertical axis is fitted to what follows the first steps, which lie outside the frame."
+    several = (
+        "Lines are means over the seeds that finished, bands reach from the lowest to the highest of them."
+    )
+    band = several if len(result.seeds) > 1 else "One seed per line."
+    return f"{band} The vertical axis is fitted to what follows the first steps; these may lie outside."
 
 
 def _curves(result: ComparisonResult) -> list[Chart]:
@@ -225,9 +230,12 @@ def _ends(series: list[Series]) -> str:
 
 
 def _tuning_hint(result: ComparisonResult) -> str:
+    labels = {a.name: a.label for a in result.arms}
+    edges = ", ".join(labels[t.arm] for t in result.tuning if t.at_edge)
+    warning = f" At the edge of what was tried, so perhaps not the best there is: {edges}." if edges else ""
     return (
-        "Every arm had the same number of trials, on a seed of its own. Rings mark what each arm's final runs use; "
-        "crosses are trials that failed."
+        "Every arm had the same number of trials, all on one seed that no final run uses. "
+        f"Rings mark what the final runs use; crosses are trials that failed.{warning}"
     )
 
 
@@ -258,7 +266,7 @@ def _tuned(result: ComparisonResult) -> Table:
     rows = []
     for t in result.tuning:
         for value, metric in sorted(zip(t.values, t.metric, strict=True), key=lambda pair: pair[0]):
-            mark = ("best, at the edge" if t.at_edge else "best") if value == t.best else ""
+            mark = ("best (edge)" if t.at_edge else "best") if value == t.best else ""
             shown = "failed" if metric is None else text.fixed(metric, 4)
             rows.append([labels[t.arm], text.significant(value), shown, mark])
     name = result.tuning[0].parameter if result.tuning else ""
@@ -271,10 +279,11 @@ def _tuned(result: ComparisonResult) -> Table:
 def _limits(result: ComparisonResult, verdicts: list[Verdict]) -> list[str]:
     n = len(result.seeds)
     found = [
-        f"It is about this model, this data and this budget ({_budget(result)} per run). Rankings can change with "
-        "scale, data and length of training.",
-        f"The interval is a t-interval over {text.counted(n, 'paired seed')}: arm and control share the seed, hence "
-        "the order of the data. It covers the randomness of seeds, not the choice of model or data.",
+        f"It is about this model, this data and this budget ({_budget(result)} per run). Rankings can change "
+        "with scale, data and length of training.",
+        f"The interval is a t-interval over {text.counted(n, 'paired seed')}: arm and control share "
+        "the seed, hence the order of the data. It covers the randomness of seeds, not the choice of model "
+        "or data.",
         "Final runs use each arm's best trial. The search is as coarse as the trials above.",
         "Time and memory are those of one machine; runs may have shared its cores.",
         *table.remarks(result.model_copy(update={"notes": []}), verdicts),
@@ -283,6 +292,6 @@ def _limits(result: ComparisonResult, verdicts: list[Verdict]) -> list[str]:
         found[2] = "Nothing was tuned: every arm ran with the settings of the design."
     if n < 5:
         found.append(
-            f"With {text.counted(n, 'seed')} only large differences become clear; more seeds narrow the interval."
+            f"With {text.counted(n, 'seed')} only large differences become clear; more narrow the interval."
         )
     return found

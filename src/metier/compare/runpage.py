@@ -13,11 +13,17 @@ from metier.compare.plots import Series
 
 FIRST = ("loss", "lr", "grad_norm", "tokens_per_second", "memory")
 """Quantities drawn first, in this order; the others follow by name."""
+SURROUNDINGS = ("model", "data", "world")
 UNDRAWN = {"step", "time", "tokens", "units", "seconds", "event"}
 MOST_CHARTS = 14
 MOST_ROWS = 60
-LABELS = {"loss": "training loss", "lr": "learning rate", "grad_norm": "gradient norm", "memory": "peak memory (MiB)",
-          "tokens_per_second": "tokens per second"}  # fmt: skip
+LABELS = {
+    "loss": "training loss",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "memory": "peak memory (MiB)",
+    "tokens_per_second": "tokens per second",
+}
 
 
 def render_run(run: dict[str, Any], events: list[dict[str, Any]]) -> str:
@@ -28,9 +34,15 @@ def render_run(run: dict[str, Any], events: list[dict[str, Any]]) -> str:
     return page.write(
         "run.html.j2", name, heading=name, meta=_meta(run), error=run.get("error"),
         tiles=_tiles(run, steps), notices=_notices(events), charts=_charts(steps, evals), evals=_evals(evals),
-        command=shlex.join(str(c) for c in run.get("command") or []), config=page.outline(run.get("run") or {}),
-        environment=list(page.flat({k: run[k] for k in ("environment", "model", "data", "world") if k in run})),
+        command=shlex.join(str(c) for c in run.get("command") or []),
+        config=page.outline(run.get("run") or {}),
+        environment=_surroundings(run),
     )  # fmt: skip
+
+
+def _surroundings(run: dict[str, Any]) -> list[tuple[str, str]]:
+    others = {k: run[k] for k in SURROUNDINGS if k in run}
+    return [*page.flat(run.get("environment") or {}), *page.flat(others)]
 
 
 def _name(run: dict[str, Any]) -> str:
@@ -87,16 +99,17 @@ def _chart(events: Sequence[dict[str, Any]], name: str) -> Chart | None:
     points = [(e["step"], e[name]) for e in events if _number(e.get(name)) and _number(e.get("step"))]
     scale = 2**20 if name == "memory" else 1
     x, y = [float(p[0]) for p in points], [float(p[1]) / scale for p in points]
-    if len(points) < 2 or (name != "loss" and max(y) == min(y)):
+    if len(points) < 2 or (name != "loss" and max(y) - min(y) <= 1e-3 * abs(max(y))):
         return None
     label = LABELS.get(name, name)
     line = Series(label, "s1 solid", *_thinned(x, y), dots=len(points) <= 12)
     svg = plots.lines(
-        [line], xlabel="optimizer step", ylabel=label, clip=name != "lr", xformat=lambda v: text.significant(v, 6),
+        [line], xlabel="optimizer step", ylabel=label, clip=name != "lr" and len(points) > 20,
+        xformat=lambda v: text.significant(v, 6),
         name=f"{label} by step: from {text.significant(y[0], 4)} to {text.significant(y[-1], 4)}",
     )  # fmt: skip
     rows = [[text.significant(r[0], 6), text.significant(r[1], 5)] for r in curves.sampled([line])]
-    return Chart(label, svg, "", Table(["step", label], rows))
+    return Chart("", svg, "", Table(["step", label], rows))
 
 
 def _thinned(x: Sequence[float], y: Sequence[float], most: int = 400) -> tuple[list[float], list[float]]:

@@ -83,7 +83,7 @@ def overrides(groups: Overrides | None, role_of: Mapping[str, str]) -> dict[str,
             close = nearest(glob, [*role_of, *ROLES])
             raise UsageError(
                 "no trainable parameter matches", where=f"groups.{glob}",
-                hint=f"The nearest name is {close!r}." if close else f"For example: {next(iter(role_of), 'none')!r}.",
+                hint=f"The nearest name is {close!r}." if close else "Give a glob on parameter names.",
             )  # fmt: skip
         for name in matched:
             if name in chosen:

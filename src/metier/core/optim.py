@@ -25,9 +25,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How one tensor moves. Subclasses are frozen keyword-only dataclasses; their fields are the part's
-    options.
-    """
+    """How one tensor moves. Subclasses are frozen keyword-only dataclasses; their fields are options."""
 
     matrices: ClassVar[bool] = False
     """A method for 2-D hidden-layer weights. ``init`` gets one matrix ``[m, n]``; ``update`` gets a stack of
@@ -46,11 +44,10 @@ class Rule:
         return {}
 
     def update(self, g: Tensor, p: Tensor, state: State, t: int) -> Tensor:
-        """The direction to move against, shaped as ``p``. Changes ``state`` in place, never ``g`` or ``p``; t
-        = 1, 2, …
+        """The direction to move against, shaped as ``p``, at step t = 1, 2, … of this tensor.
 
-        ``g``, ``p`` and ``state`` are at least float32. Randomness must come from ``t`` and ``state``:
-        replicas agree.
+        Changes ``state`` in place, never ``g`` or ``p``; all are at least float32. Randomness must be a
+        function of ``t`` and ``state``, so that replicas agree.
         """
         raise NotImplementedError
 
@@ -64,9 +61,7 @@ class Rule:
         lr: float,
         weight_decay: float,
     ) -> None:
-        """One step of a whole list of equal dtype, device and ``t``, in place. Override for a fused
-        implementation.
-        """
+        """One step of a list of equal dtype, device and ``t``, in place. Override to fuse it."""
         if not self.matrices:
             return self.plain(params, grads, states, t, lr=lr, weight_decay=weight_decay)
         same_shape = stacking.buckets(
@@ -93,9 +88,7 @@ class Rule:
         lr: float,
         weight_decay: float,
     ) -> None:
-        """The same as :meth:`apply`, one tensor at a time: the meaning that a fused implementation must
-        reproduce.
-        """
+        """The same as :meth:`apply`, one tensor at a time: what a fused implementation must reproduce."""
         for p, g, state in zip(params, grads, states, strict=True):
             if self.matrices:
                 self._stacked([p], [g], [state], t, lr, weight_decay)
@@ -146,11 +139,11 @@ def common_options(
 
 
 def build(
-    model: nn.Module, built: Built, *, attached: Any = None, lr: float | None = None, weight_decay: float = 0.0,
-    groups: grouping.Overrides | None = None, state_dtype: Literal["fp32", "bf16"] | None = None,
+    model: nn.Module, built: Built, *, attached: Any = None, lr: float | None = None,
+    weight_decay: float = 0.0, groups: grouping.Overrides | None = None,
+    state_dtype: Literal["fp32", "bf16"] | None = None,
 ) -> Optimizer:  # fmt: skip
-    """The optimizer of ``model``'s trainable parameters, grouped by role (see
-    :func:`metier.core.groups.roles`).
+    """The optimizer of a model's trainable parameters, grouped by :func:`metier.core.groups.roles`.
 
     ``attached`` is accepted for rules that pair up adapter factors. Under a matrix method ``lr`` is the
     learning rate of the matrices and the fallback gets ``lr`` times the ratio of the two rules' defaults;

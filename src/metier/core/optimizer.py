@@ -1,5 +1,7 @@
 """The ``torch.optim.Optimizer`` that moves parameters by a rule; see ``core/optim.py``."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,12 +29,9 @@ class _Slot:
     whole: bool
     value: Tensor
     grad: Tensor
-    state: "State"
+    state: State
     t: int
     opened: dict[str, Tensor] = field(default_factory=dict)
-
-    def key(self) -> tuple:
-        return (self.t, self.value.device, self.value.dtype)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -51,7 +50,7 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable, rule: "Rule", *, lr: float | Tensor, weight_decay: float = 0.0,
+        self, params: Iterable, rule: Rule, *, lr: float | Tensor, weight_decay: float = 0.0,
         state_dtype: torch.dtype | Literal["fp32", "bf16"] | None = None,
     ) -> None:  # fmt: skip
         if not float(lr) >= 0:
@@ -68,7 +67,7 @@ class Optimizer(torch.optim.Optimizer):
         own = {"rule": self.rule, "state_dtype": self.state_dtype, "_fallback": self._fallback, "_noise": {}}
         return {**super().__getstate__(), **own}
 
-    # --- groups --------------------------------------------------------------------------------------------------
+    # --- groups ---------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; see the class. A matrix method splits off what is not a matrix."""
@@ -93,9 +92,9 @@ class Optimizer(torch.optim.Optimizer):
     def _add(self, group: dict[str, Any]) -> None:
         group.setdefault("fallback", False)
         super().add_param_group(group)
-        self.param_groups[-1].setdefault("initial_lr", self.param_groups[-1]["lr"])
+        self.param_groups[-1].setdefault("initial_lr", float(self.param_groups[-1]["lr"]))
 
-    def fallback_rule(self) -> "Rule":
+    def fallback_rule(self) -> Rule:
         """The rule of what a matrix method does not move, with its default options."""
         if self._fallback is None:
             kind, _, name = self.rule.fallback.partition("/")
@@ -117,7 +116,7 @@ class Optimizer(torch.optim.Optimizer):
             yield from zip(names, group["params"], strict=True)
             index += len(group["params"])
 
-    # --- the step ------------------------------------------------------------------------------------------------
+    # --- the step -------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def step(self, closure: Callable[..., Any] | None = None) -> Any:  # type: ignore[override]
@@ -170,7 +169,7 @@ class Optimizer(torch.optim.Optimizer):
         grad = shards.opened(shards.gradient_like(p, grad), whole=whole).to(compute)
         return _Slot(p, stored, whole, value, grad, state, stored["step"], opened)
 
-    def _stored(self, p: Tensor, rule: "Rule", value: Tensor, whole: bool) -> dict[str, Any]:
+    def _stored(self, p: Tensor, rule: Rule, value: Tensor, whole: bool) -> dict[str, Any]:
         """The parameter's state, made by the rule at its first step."""
         stored = self.state[p]
         if "step" not in stored:
@@ -184,7 +183,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @staticmethod
     def _compact(tensor: Tensor, value: Tensor) -> bool:
-        """Whether a state tensor is shaped like the parameter: stored in ``state_dtype`` and split like it."""
+        """Whether a state tensor is shaped like the parameter: stored in ``state_dtype``, split like it."""
         return tensor.is_floating_point() and tensor.shape == value.shape
 
     def _close(self, slot: _Slot, index: int) -> None:
@@ -229,7 +228,7 @@ class Optimizer(torch.optim.Optimizer):
         name = next(n for n, q in self.named() if q is p)
         return f"parameter {name}" if name.isdigit() else name
 
-    # --- state ---------------------------------------------------------------------------------------------------
+    # --- state ----------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, except that state keeps its own dtype instead of taking the parameter's."""
@@ -243,7 +242,7 @@ class Optimizer(torch.optim.Optimizer):
                 )
 
     def full_state_dict(self) -> dict[str, dict[str, Any]]:
-        """``{parameter name: {"step": t, key: whole CPU tensor}}``. Collective: every process must call it."""
+        """``{parameter name: {"step": t, key: whole CPU tensor}}``. Every process must call it."""
         return {
             name: {k: _to_cpu(v) if isinstance(v, Tensor) else v for k, v in self.state[p].items()}
             for name, p in self.named() if p in self.state

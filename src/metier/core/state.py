@@ -123,13 +123,12 @@ def _commit(aside: Path, target: Path) -> None:
                 files.replace(old, target)
         raise
     files.fsync_folder(target.parent)
-    if old is not None:
-        files.remove_quietly(old)
+    _clean(target.parent)
 
 
 def _clean(root: Path) -> None:
     """Remove what writers that died have left. Safe because the run folder has one writer, and that is us."""
-    for entry in list(root.iterdir()):
+    for entry in list(root.glob(".step-*")):
         replaced = _REPLACED.fullmatch(entry.name)
         superseded = replaced is not None and (root / f"step-{replaced[1]}" / MANIFEST).is_file()
         if (superseded or _UNFINISHED.fullmatch(entry.name)) and entry.is_dir() and not entry.is_symlink():
@@ -163,13 +162,12 @@ def _sealed(manifest: dict[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> Checkpoint:
     """Verify a checkpoint (names, kinds of file, sizes, SHA-256), only then parse it. Raises ``Damaged``."""
     path = Path(path)
-    manifest, document = _verify(path)
+    manifest, meta = _verify(path)
     tensors = {}
     try:
         for name in manifest["files"]:
             if name.endswith(".safetensors"):
                 tensors[name.removesuffix(".safetensors")] = read_tensors(path / name)
-        meta = json.loads(document)
     except (OSError, ValueError) as e:
         raise Damaged(f"{path}: {e}") from e
     return Checkpoint(manifest["step"], tensors, meta, manifest["finite"], path)
@@ -206,8 +204,8 @@ def _candidates(root: Path) -> list[Path]:
     return [entry for *_, entry in sorted(found, reverse=True)]
 
 
-def _verify(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The manifest and the content of ``run.json``, after every file was found as the manifest says."""
+def _verify(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The manifest and ``run.json``, after every file was found well-formed and as the manifest says."""
     try:
         manifest = _manifest(path)
         document = b""
@@ -218,9 +216,12 @@ def _verify(path: Path) -> tuple[dict[str, Any], bytes]:
             document = content if name == META else document
             if name.endswith(".safetensors"):
                 check_header(path / name)
-    except (OSError, ValueError) as e:
+        meta = json.loads(document)
+    except (OSError, ValueError, RecursionError) as e:
         raise Damaged(f"{path}: {e}") from e
-    return manifest, document
+    if not isinstance(meta, dict):
+        raise Damaged(f"{path / META} does not describe a checkpoint")
+    return manifest, meta
 
 
 def _manifest(path: Path) -> dict[str, Any]:

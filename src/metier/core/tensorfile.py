@@ -71,21 +71,29 @@ def _pieces(ordered: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
 
 
 def check_header(path: Path) -> None:
-    """Refuse a header longer than the file or than any real one. Raises ``ValueError``."""
+    """Raise ``ValueError`` unless the file is a valid safetensors file; of the tensors nothing is read."""
+    from safetensors import SafetensorError, safe_open
+
     size = path.stat().st_size
     with path.open("rb") as file:
         declared = int.from_bytes(file.read(8), "little")
     if size < 8 or declared > min(MAX_HEADER, size - 8):
         raise ValueError(f"{path.name} declares a header of {declared} bytes in a file of {size}")
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as e:
+        raise ValueError(f"{path.name} is not a valid safetensors file: {e}") from e
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU. Raises ``ValueError`` when it is not a valid safetensors file."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     check_header(path)
     try:
         return load_file(path)
-    except (SafetensorError, KeyError) as e:
-        raise ValueError(f"{path.name} is not a valid safetensors file: {e}") from e
+    except KeyError as e:
+        raise ValueError(
+            f"{path.name} holds the dtype {e}, which this version of PyTorch does not know"
+        ) from e

@@ -9,7 +9,9 @@ from metier.core.part import find
 
 
 def check_part(ref: str) -> list[str]:
-    """Run the contract suite of a part's kind. Returns the names of the checks that ran; raises ``AssertionError``."""
+    """Run the contract suite of a part's kind. Returns the names of the checks that ran; raises
+    ``AssertionError``.
+    """
     item = find(ref)
     suite = importlib.import_module(f"metier.testing.{item.kind}")
     return suite.check(item.id)

@@ -11,8 +11,9 @@ from metier.core.part import Built, Option
 def sample(id: str, **given: Any) -> Built:
     """The part ``kind/name`` with valid options.
 
-    Options without a default are taken from the part's attribute ``example`` (a mapping) when it has one, else made from
-    their types. Raises ``AssertionError`` when the result is refused: the part then needs an ``example``.
+    Options without a default are taken from the part's attribute ``example`` (a mapping) when it has one,
+    else made from their types. Raises ``AssertionError`` when the result is refused: the part then needs an
+    ``example``.
     """
     kind, name = id.split("/", 1)
     obj = part.load(id)

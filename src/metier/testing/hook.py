@@ -1,7 +1,7 @@
 """What every hook must do: leave a run it does not touch alone, survive a resume, switch off for evaluation.
 
-A hook may change how the run trains. It may not change the weights by an evaluation, nor depend on anything that a
-checkpoint does not hold.
+A hook may change how the run trains. It may not change the weights by an evaluation, nor depend on anything
+that a checkpoint does not hold.
 """
 
 import json

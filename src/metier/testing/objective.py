@@ -1,8 +1,10 @@
-"""What every objective must do: right shape, right gradient, finite everywhere, indifferent to the order of the batch.
+"""What every objective must do: right shape, right gradient, finite everywhere, indifferent to the order of
+the batch.
 
-The batch is synthetic, of the type that the objective reads, with the fields it declares to need and no others.
-An objective that detaches on purpose (a baseline, a weight) cannot agree with finite differences: for a module that
-says ``detach`` or ``no_grad`` the gradient is only checked to be finite, and its oracle test must compare it.
+The batch is synthetic, of the type that the objective reads, with the fields it declares to need and no
+others. An objective that detaches on purpose (a baseline, a weight) cannot agree with finite differences: for
+a module that says ``detach`` or ``no_grad`` the gradient is only checked to be finite, and its oracle test
+must compare it.
 """
 
 import inspect

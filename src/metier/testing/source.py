@@ -1,7 +1,8 @@
-"""What every source must do: the same stream from the same seed, continued from any place, nothing without an origin.
+"""What every source must do: the same stream from the same seed, continued from any place, nothing without an
+origin.
 
-A source reads at least one kind of example. Every example it gives has the id of one of its inputs, or that id followed
-by ``#…`` when it was made from it. Sources that sample from the policy are only constructed here.
+A source reads at least one kind of example. Every example it gives has the id of one of its inputs, or that
+id followed by ``#…`` when it was made from it. Sources that sample from the policy are only constructed here.
 """
 
 import random
@@ -68,7 +69,9 @@ def _deterministic(id: str, inputs: Mapping[str, Sequence[Any]], whole: list[Any
 
 
 def _resumable(id: str, inputs: Mapping[str, Sequence[Any]], whole: list[Any]) -> None:
-    """A resumed run skips what was used; what is skipped may see any progress, but must not change what follows."""
+    """A resumed run skips what was used; what is skipped may see any progress, but must not change what
+    follows.
+    """
     for skipped in (1, len(whole) // 2):
         again = _run(id, inputs, progress=lambda n, k=skipped: 0.99 if n < k else n / 20)
         assert again[skipped:] == whole[skipped:], f"{id}: after skipping {skipped} examples the stream continues differently"

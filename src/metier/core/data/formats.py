@@ -247,14 +247,14 @@ def _list(keys: set[str]) -> str:
 def _closest(keys: set[str]) -> str:
     """The format with the smallest share of missing keys, and the mapping that would make it fit."""
 
-    def missing(f: Format) -> list[str]:
-        return [k for k in f.needs if k not in keys]
+    def renames(f: Format) -> dict[str, str | None]:
+        return {k: nearest(k, sorted(keys - set(f.needs))) for k in f.needs if k not in keys}
 
     def cost(f: Format) -> float:
-        return sum(0.5 if nearest(k, keys) else 1.0 for k in missing(f)) / len(f.needs)
+        return sum(0.6 if theirs else 1.0 for theirs in renames(f).values()) / len(f.needs)
 
     best = min((f for f in FORMATS.values() if f.name != "graded-solutions"), key=cost)
-    pairs = [f"{k}: {nearest(k, sorted(keys - set(best.needs))) or '…'}" for k in missing(best)]
+    pairs = [f"{expected}: {theirs or '…'}" for expected, theirs in renames(best).items()]
     return (
         f"Nearest format: {best.name}, which needs {', '.join(best.needs)}. If your keys have other names: "
         f"columns: {{{', '.join(pairs)}}}"

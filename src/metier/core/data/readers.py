@@ -240,7 +240,7 @@ def _records(text: io.TextIOWrapper, tabs: bool) -> Iterator[tuple[int, list[str
         except csv.Error as e:
             yield start, [], f"not comma-separated: {e} in line {reader.line_num}"
             continue
-        if fields:
+        if len(fields) > 1 or "".join(fields).strip():  # not a blank line
             yield start, [_unquote(f) for f in fields] if tabs else fields, ""
 
 

@@ -112,10 +112,13 @@ def prompt(value: Any, name: str = "prompt") -> Prompt:
     """A string, or messages that do not end with the assistant."""
     if not isinstance(value, list | tuple):
         return string(value, name)
-    found = turns(value, name)
-    if found[-1].role == "assistant":
+    return _open(turns(value, name), name)
+
+
+def _open(messages: tuple[Message, ...], name: str) -> tuple[Message, ...]:
+    if messages[-1].role == "assistant":
         raise BadRow(f"{name} ends with an assistant turn, so there is nothing to answer")
-    return found
+    return messages
 
 
 def answer(value: Any, name: str) -> str:
@@ -171,7 +174,7 @@ def split_prompt(chosen: Any, rejected: Any) -> tuple[Prompt, str, str]:
         if not shared:
             raise BadRow("chosen and rejected share no prompt")
         return (
-            prompt(a[:shared], "the common prompt"),
+            _open(a[:shared], "the common prompt"),
             _one(a[shared:], "chosen"),
             _one(b[shared:], "rejected"),
         )

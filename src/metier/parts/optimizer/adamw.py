@@ -51,8 +51,13 @@ class AdamW(Rule):
         """The whole list by one kernel of torch."""
         from torch.optim.adamw import adamw
 
+        # The fused kernels walk through memory: silently wrong when a gradient is laid out differently.
+        alike = all(
+            p.stride() == g.stride() == s["m"].stride() == s["v"].stride()
+            for p, g, s in zip(params, grads, states, strict=True)
+        )
+        fused = alike and params[0].device.type in ("cpu", "cuda", "xpu", "mps")
         # torch counts the step itself; the counters live where its kernels want them.
-        fused = params[0].device.type in ("cpu", "cuda", "xpu", "mps")
         where = params[0].device if fused else torch.device("cpu")
         adamw(
             params, grads, [s["m"] for s in states], [s["v"] for s in states], [],

@@ -18,7 +18,7 @@ from metier.core.part import Beta, Claim, part
         metric="eval_loss",
         against="optimizer/sgd-momentum",
         minimum_effect=0.1,
-        figure="150M to 1.2B on C4: Signum matches Adam, as does Adam with equal betas (exact gaps not printed)",
+        figure="150M to 1.2B on C4: Signum matches Adam, as does Adam with equal betas (gaps not printed)",
     ),
 )
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,13 @@
 """MeCo: metadata conditioning, then cooldown (arXiv:2501.01956, section 2)."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from metier.core.data.formats import Completion, Text
+from metier.core.data.formats import Text
 from metier.core.errors import UsageError, unknown
 from metier.core.part import Count, Fraction, part
 
@@ -16,8 +16,8 @@ from metier.core.part import Count, Fraction, part
 class MetadataConditioning:
     """Put a document's metadata in front of it, without loss, for the first part of the run; then nothing.
 
-    While ``progress < until`` a ``Text`` becomes ``Completion(prompt=template with the metadata, completion=text)``, whose
-    prompt carries no loss; afterwards the ``Text`` itself is given (the cooldown). Weights, moments and schedule carry on.
+    While ``progress < until`` a ``Text`` gets the filled template as its ``context``, which carries no loss; afterwards it is
+    given as it is (the cooldown). Weights, moments and schedule carry on.
 
     ``field`` names the entry of an example's ``meta``; ``show`` is the whole value or its domain (``en.wikipedia.org`` of a
     URL, the first folder of a path); ``max_chars`` keeps metadata from outweighing short documents.
@@ -69,8 +69,7 @@ class MetadataConditioning:
                 more="missing: plain lets such documents through as they are.",
             )  # fmt: skip
         shown = (_domain(value) if self.show == "domain" else value)[: self.max_chars]
-        given = {f.name: getattr(example, f.name) for f in dataclasses.fields(example) if f.name != "text"}
-        return Completion(prompt=self.template.replace("{}", shown), completion=example.text, **given)
+        return replace(example, context=self.template.replace("{}", shown))
 
 
 def _domain(value: str) -> str:
