@@ -1,4 +1,4 @@
-"""The model parts by the name of their class or function: ``from metier.model_parts import QKNorm``."""
+"""The model parts by the name of their class or function: ``from metier.model_parts import qk_norm``."""
 
 from metier.core.part import namespace
 

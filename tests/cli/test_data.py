@@ -91,9 +91,10 @@ def test_wrong_requests_exit_with_two(capsys, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "unreadable.jsonl").write_text("bad\nworse")
     for argv in (
-        ("check", tmp_path / "empty.jsonl"), ("check", tmp_path / "unreadable.jsonl"),
-        ("check", tmp_path / "nothing.jsonl"), ("check", tmp_path / "empty.jsonl", "--format", "txt"), ("chek",),
-    ):  # fmt: skip
+        *(("check", tmp_path / name) for name in ("empty.jsonl", "unreadable.jsonl", "nothing.jsonl")),
+        ("check", tmp_path / "empty.jsonl", "--format", "txt"),
+        ("chek",),
+    ):
         code, _, err = run(capsys, *argv)
         assert code == 2
         assert err.startswith("metier: ")

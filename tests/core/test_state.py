@@ -16,17 +16,25 @@ from metier.core.errors import MetierError
 from metier.core.tensorfile import _NAMES, write_tensors
 
 
+def bytes_of(t: torch.Tensor) -> torch.Tensor:
+    return t.contiguous().reshape(-1).view(torch.uint8)
+
+
 def same(a, b) -> bool:
     """Equality of values, types, key order and bits."""
     if isinstance(a, torch.Tensor):
         return (
             isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape
-            and a.contiguous().reshape(-1).view(torch.uint8).equal(b.contiguous().reshape(-1).view(torch.uint8))
+            and bytes_of(a).equal(bytes_of(b))
         )  # fmt: skip
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
-        return list(a) == list(b) and all(type(x) is type(y) for x, y in zip(a, b, strict=True)) and all(same(a[k], b[k]) for k in a)
+        return (
+            list(a) == list(b)
+            and all(type(x) is type(y) for x, y in zip(a, b, strict=True))
+            and all(same(a[k], b[k]) for k in a)
+        )
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
@@ -45,9 +53,9 @@ def test_a_state_of_everything(tmp_path):
     shared = torch.arange(4)
     value = {
         "state": {0: {"exp_avg": torch.randn(3, 2), "step": torch.tensor(7.0)}, 1: {}},
-        "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0, 1], "name": None, "foreach": True}],
+        "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0, 1], "name": None, "on": True}],
         "0": 1, "$": "a tag", "nested": {"$": {"$": (), "v": []}}, "empty": {}, "list": [], "text": "é\n\"",
-        "mixed": {1: "int", "1": "text", True: "bool?", None: 0, (1, "a"): [0.5]},
+        "mixed": {2: "int", "2": "text", True: "bool", None: 0, (1, "a"): [0.5]},
         "numbers": [2**80, -0.0, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, math.nan, True, 1],
         "bytes": b"\x00\xff", "a.b": torch.ones(2), "a": {"b": torch.zeros(2)}, "__metadata__": torch.ones(1),
         "first": shared, "again": [shared],
@@ -59,13 +67,16 @@ def test_a_state_of_everything(tmp_path):
     assert same(torch.ones(3), round_trip(torch.ones(3)))
 
 
+DTYPES = [torch.float64, torch.bfloat16, torch.bool]
 leaves = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=5)
     | st.sampled_from(["tensor", "$", "v"])
-    | st.builds(lambda n, d: torch.arange(n).to(d), st.integers(0, 3), st.sampled_from([torch.float64, torch.bfloat16, torch.bool]))
+    | st.builds(lambda n, d: torch.arange(n).to(d), st.integers(0, 3), st.sampled_from(DTYPES))
 )  # fmt: skip
 keys = st.text(max_size=3) | st.integers(-3, 3) | st.sampled_from(["$", "v", "0", "~2"])
-nested = st.recursive(leaves, lambda x: st.lists(x) | st.lists(x).map(tuple) | st.dictionaries(keys, x), max_leaves=12)
+nested = st.recursive(
+    leaves, lambda x: st.lists(x) | st.lists(x).map(tuple) | st.dictionaries(keys, x), max_leaves=12
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -75,7 +86,13 @@ def test_any_state_comes_back(value):
 
 
 def test_numpy_scalars_and_subclasses_become_plain():
-    value = {"a": np.float32(0.5), "b": np.int64(3), "c": np.bool_(True), "d": collections.OrderedDict(x=1), "e": torch.Size([2])}
+    value = {
+        "a": np.float32(0.5),
+        "b": np.int64(3),
+        "c": np.bool_(True),
+        "d": collections.OrderedDict(x=1),
+        "e": torch.Size([2]),
+    }
     assert same({"a": 0.5, "b": 3, "c": True, "d": {"x": 1}, "e": (2,)}, round_trip(value))
     assert type(round_trip(torch.nn.Parameter(torch.ones(2)))) is torch.Tensor
 
@@ -98,7 +115,10 @@ def test_a_missing_tensor_and_an_unknown_tag_are_errors():
 def test_each_dtype_as_the_library_reads_it(tmp_path, dtype):
     raw = torch.randint(0, 256 if dtype != torch.bool else 2, (6, 4 * 8), dtype=torch.uint8)
     tensor = raw.view(dtype)
-    write_tensors(tmp_path / "t.safetensors", {"t": tensor, "0-d": tensor[0, 0], "none": tensor[:0], "turned": tensor.t()})
+    write_tensors(
+        tmp_path / "t.safetensors",
+        {"t": tensor, "0-d": tensor[0, 0], "none": tensor[:0], "turned": tensor.t()},
+    )
     back = safetensors.torch.load_file(tmp_path / "t.safetensors")
     assert same(back["t"], tensor)
     assert same(back["0-d"], tensor[0, 0])
@@ -108,7 +128,13 @@ def test_each_dtype_as_the_library_reads_it(tmp_path, dtype):
 
 def test_views_of_one_storage_and_lazy_conjugates(tmp_path):
     base = torch.randn(4, 4, dtype=torch.complex64)
-    tensors = {"all": base, "row": base[1], "step": base[::2, ::3], "conj": base.conj(), "wide": base[:1].expand(3, 4)}
+    tensors = {
+        "all": base,
+        "row": base[1],
+        "step": base[::2, ::3],
+        "conj": base.conj(),
+        "wide": base[:1].expand(3, 4),
+    }
     write_tensors(tmp_path / "t.safetensors", tensors)
     back = safetensors.torch.load_file(tmp_path / "t.safetensors")
     for name, tensor in tensors.items():
@@ -122,7 +148,9 @@ def test_the_file_is_the_librarys_own_bytes(tmp_path):
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
-@pytest.mark.parametrize("bad", [torch.ones(2).to_sparse(), torch.ones(2, device="meta"), torch.ones(2).to(torch.complex128)])
+@pytest.mark.parametrize(
+    "bad", [torch.ones(2).to_sparse(), torch.ones(2, device="meta"), torch.ones(2).to(torch.complex128)]
+)
 def test_a_tensor_without_plain_content_is_refused_by_name(tmp_path, bad):
     with pytest.raises(MetierError, match="weird"):
         state.write(tmp_path, 1, tensors={"model": {"weird": bad}}, meta={}, finite=True)
@@ -131,9 +159,16 @@ def test_a_tensor_without_plain_content_is_refused_by_name(tmp_path, bad):
 
 def test_write_find_read(tmp_path):
     root = tmp_path / "new" / "checkpoints"
-    path = state.write(root, 120, tensors={"model": {"w": torch.eye(3)}, "parts": {}}, meta={"tokens": 5}, finite=False)
+    path = state.write(
+        root, 120, tensors={"model": {"w": torch.eye(3)}, "parts": {}}, meta={"tokens": 5}, finite=False
+    )
     assert path == root / "step-00000120"
-    assert sorted(p.name for p in path.iterdir()) == ["MANIFEST.json", "model.safetensors", "parts.safetensors", "run.json"]
+    assert sorted(p.name for p in path.iterdir()) == [
+        "MANIFEST.json",
+        "model.safetensors",
+        "parts.safetensors",
+        "run.json",
+    ]
     manifest = json.loads((path / "MANIFEST.json").read_text())
     assert manifest["format"] == 1
     assert manifest["step"] == 120

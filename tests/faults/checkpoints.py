@@ -1,4 +1,4 @@
-"""What the checkpoint fault tests share: a small state of all sorts, and a file layer that fails on demand."""
+"""What the checkpoint fault tests share: a small state of all sorts, a file layer that fails on demand."""
 
 import errno
 
@@ -13,7 +13,10 @@ def tensors(step: int) -> dict[str, dict[str, torch.Tensor]]:
     g = torch.Generator().manual_seed(step)
     return {
         "model": {"w": torch.randn(7, 5, generator=g), "b": torch.randn(5, generator=g).bfloat16()},
-        "optim": {"state.0.exp_avg": torch.randn(7, 5, generator=g).t(), "state.0.step": torch.tensor(float(step))},
+        "optim": {
+            "state.0.exp_avg": torch.randn(7, 5, generator=g).t(),
+            "state.0.step": torch.tensor(float(step)),
+        },
         "parts": {},
     }
 
@@ -43,7 +46,9 @@ class Faulty:
     ``after`` fails all later ones too, as a process that died would.
     """
 
-    def __init__(self, monkeypatch, n: int | None = None, *, after: bool = False, code: int = errno.EIO) -> None:
+    def __init__(
+        self, monkeypatch, n: int | None = None, *, after: bool = False, code: int = errno.EIO
+    ) -> None:
         self.n, self.after, self.code, self.count, self.log = n, after, code, 0, []
         for name in OPERATIONS:
             monkeypatch.setattr(files, name, self.wrapped(name, getattr(files, name)))

@@ -1,4 +1,4 @@
-"""F8–F11: a checkpoint that is damaged, altered or hostile is refused by name, and the one before it is used."""
+"""F8–F11: a damaged, altered or hostile checkpoint is refused by name, and the one before it is used."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def root(tmp_path):
 
 
 def refused(root, name: str | None = None, step: int = 1) -> str:
-    """The newest is passed over with a reason naming the file; ``step`` is found instead. Returns the reason."""
+    """The newest is passed over for a reason that names the file; ``step`` is found. Returns the reason."""
     said: list[str] = []
     assert_is(state.find(root, said.append), step)
     assert said
@@ -50,7 +50,9 @@ def forge(path, **changes) -> None:
     manifest.pop("seal")
     plain = (json.dumps(manifest, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
     manifest["seal"] = hashlib.sha256(plain).hexdigest()
-    (path / "MANIFEST.json").write_text(json.dumps(manifest, ensure_ascii=False, separators=(",", ":")) + "\n")
+    (path / "MANIFEST.json").write_text(
+        json.dumps(manifest, ensure_ascii=False, separators=(",", ":")) + "\n"
+    )
 
 
 def test_the_forging_helper_forges(root):
@@ -136,7 +138,7 @@ def test_a_newer_format_says_so(root):
     assert "format 2" in refused(root)
 
 
-# --- hostile ---------------------------------------------------------------------------------------------------------
+# --- hostile ------------------------------------------------------------------------------------------------
 
 
 class Bomb:
@@ -175,7 +177,19 @@ def test_a_checkpoint_that_is_a_link_is_refused(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside.json", "/etc/passwd", "a/b.json", "..", "", ".hidden.json", "x.pkl", "x.json\n", "ä.json", "a\\b.json"]
+    "name",
+    [
+        "../outside.json",
+        "/etc/passwd",
+        "a/b.json",
+        "..",
+        "",
+        ".hidden.json",
+        "x.pkl",
+        "x.json\n",
+        "ä.json",
+        "a\\b.json",
+    ],
 )
 def test_names_that_lead_elsewhere(root, tmp_path, name):
     (root / "outside.json").write_text("{}")
@@ -186,7 +200,9 @@ def test_names_that_lead_elsewhere(root, tmp_path, name):
     refused(root, "MANIFEST.json")
 
 
-@pytest.mark.parametrize("changes", [{"step": True}, {"step": "2"}, {"finite": 1}, {"files": []}, {"files": {}}])
+@pytest.mark.parametrize(
+    "changes", [{"step": True}, {"step": "2"}, {"finite": 1}, {"files": []}, {"files": {}}]
+)
 def test_a_resealed_manifest_of_the_wrong_shape(root, changes):
     forge(root / "step-00000002", **changes)
     refused(root, "MANIFEST.json")

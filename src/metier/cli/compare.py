@@ -18,7 +18,7 @@ def compare(
 ) -> int:
     """Compare parts fairly. An interrupted comparison continues where it stopped."""
     from metier.cli.output import emit_json
-    from metier.compare import report, table, verdict
+    from metier.compare import report, table
     from metier.compare.api import compare as run_compare
     from metier.compare.api import prepare
 

@@ -10,19 +10,24 @@ app = typer.Typer()
 @app.command()
 def export(
     run: Path = typer.Argument(..., help="The run folder."),
-    merged: Path | None = typer.Option(None, "--merged", help="Write a plain model folder here, the adapter merged."),
+    merged: Path | None = typer.Option(
+        None, "--merged", help="Write a plain model folder here, the adapter merged."
+    ),
     adapter: Path | None = typer.Option(None, "--adapter", help="Write the adapter alone here."),
     prompt: list[str] = typer.Option([], "--prompt", help="Prompt to compare answers on; may be repeated."),
     json: bool = typer.Option(False, "--json", help="Machine-readable output."),
 ) -> None:
-    """Write a model folder, load it again, and prove that it answers as the trained model did; else leave nothing."""
+    """Write a model folder, load it again, and prove that it answers as the trained model did; else leave
+    nothing."""
     from dataclasses import asdict
 
     from metier.cli.output import emit_json
     from metier.core.errors import UsageError
 
     if (merged is None) == (adapter is None):
-        raise UsageError("say what to write: --merged OUT (a plain model) or --adapter OUT (the adapter alone)")
+        raise UsageError(
+            "say what to write: --merged OUT (a plain model) or --adapter OUT (the adapter alone)"
+        )
     from metier.core.export import export as export_run
 
     done = export_run(run, merged or adapter or Path(), merged=merged is not None, prompts=prompt or None)

@@ -13,7 +13,9 @@ OPTION = re.compile(r"([a-z][a-z0-9_]*)=(.*)", re.DOTALL)
 def merge(
     method: str = typer.Argument(..., help="A merge part, e.g. average; see: metier list merge."),
     inputs: list[str] = typer.Argument(
-        ..., metavar="FOLDER... [OPTION=VALUE]...", help="Model folders, checkpoints or .safetensors files, in order."
+        ...,
+        metavar="FOLDER... [OPTION=VALUE]...",
+        help="Model folders, checkpoints or .safetensors files, in order.",
     ),
     out: Path = typer.Option(..., "--out", "-o", help="Model folder to write; must not exist."),
     base: Path | None = typer.Option(None, "--base", help="The model that the merged ones came from."),
@@ -31,7 +33,8 @@ def merge(
         return emit_json({"folder": str(done.folder), **done.card})
     print(f"{built.id} of {len(folders)} models, {done.card['tensors']} tensors\nresult in {done.folder}")
     if done.card["config_differs"]:
-        print(f"  the configurations differ in {', '.join(done.card['config_differs'])}; the first model's is kept")
+        keys = ", ".join(done.card["config_differs"])
+        print(f"  the configurations differ in {keys}; the first model's is kept")
     if done.card["files_from"] is None:
         print("  no configuration was found beside the inputs: only the weights were written")
     return None

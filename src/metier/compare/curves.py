@@ -5,17 +5,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from metier.compare import stats
 from metier.compare.plots import Series
-from metier.compare.results import ComparisonResult, Curve, RunResult
+from metier.compare.results import Arm, ComparisonResult, Curve, RunResult
 
 POINTS = 160
 """Most points of a drawn line."""
+MOST = 7
+"""Arms beside the control that eyes can still tell apart."""
 X = {"tokens": "tokens seen", "seconds": "training time (s)"}
 
 
+def drawn(result: ComparisonResult) -> list[Arm]:
+    """The arms in the charts: the control, then the others, of many only the best ``MOST``."""
+    others = result.challengers
+    if len(others) > MOST:
+        sign = 1 if result.lower_is_better else -1
+        means = {a.name: stats.summary(result, a.name).mean for a in others}
+        ranked = sorted(others, key=lambda a: math.inf if (m := means[a.name]) is None else sign * m)
+        kept = {a.name for a in ranked[:MOST]}
+        others = [a for a in others if a.name in kept]
+    return [result.control, *others]
+
+
 def styles(result: ComparisonResult) -> dict[str, str]:
-    """CSS class of each arm: the control is ``s0``, the others ``s1`` … ``s7`` in order."""
-    return {result.control.name: "s0", **{a.name: f"s{1 + i % 7}" for i, a in enumerate(result.challengers)}}
+    """CSS class of each drawn arm: the control is ``s0``, the others ``s1`` … ``s7`` in order."""
+    return {a.name: f"s{i}" for i, a in enumerate(drawn(result))}
 
 
 def has_evals(result: ComparisonResult) -> bool:
@@ -27,14 +42,14 @@ def has_evals(result: ComparisonResult) -> bool:
 def by_arm(result: ComparisonResult, x: str, *, evals: bool) -> list[Series]:
     """One series per arm over ``tokens`` or ``seconds``: mean of the seeds, band from lowest to highest."""
     style, found = styles(result), []
-    for arm in [result.control, *result.challengers]:
-        curves = [c for r in _drawn(result, arm.name) if (c := _pick(r, evals)) is not None and len(c)]
+    for arm in drawn(result):
+        curves = [c for r in _shown(result, arm.name) if (c := _pick(r, evals)) is not None and len(c)]
         if curves:
             found.append(_merge(curves, x, arm.label, style[arm.name], smooth=not evals))
     return [s for s in found if len(s.x)]
 
 
-def _drawn(result: ComparisonResult, arm: str) -> list[RunResult]:
+def _shown(result: ComparisonResult, arm: str) -> list[RunResult]:
     """The runs that finished; failed ones where no other is left, to show what happened."""
     finals = result.finals(arm)
     return [r for r in finals if not r.failed] or finals
@@ -59,7 +74,11 @@ def _merge(curves: Sequence[Curve], x: str, label: str, style: str, smooth: bool
         (np.asarray(getattr(c, x), float), smoothed(c.value) if smooth else np.asarray(c.value))
         for c in curves
     ]
-    if not smooth and all(np.array_equal(columns[0][0], c[0]) for c in columns):
+    if (
+        not smooth
+        and len(columns[0][0]) <= POINTS
+        and all(np.array_equal(columns[0][0], c[0]) for c in columns)
+    ):
         grid = columns[0][0]
     else:
         # Seeds differ in speed: the line ends where the fastest does, so that it is a mean of all throughout.

@@ -82,7 +82,7 @@ def outline(data: Mapping[str, Any], indent: int = 0) -> str:
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
             lines += [f"{'  ' * indent}{key}:", outline(value, indent + 1)]
-        elif value is not None:
+        elif value is not None and value != {} and value != []:
             lines.append(f"{'  ' * indent}{key}: {_scalar(value)}")
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from metier.compare import text
 
 WIDTH, HEIGHT = 480, 310
-LEFT, RIGHT, TOP, BOTTOM = 54, 14, 30, 46
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 30, 46
 Format = Callable[[float], str]
 
 
@@ -64,7 +64,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
             f"{text.fixed(t / thousand, places)} {'k' if thousand == 1e3 else 'M'}" if t else "0"
             for t in ticks
         ]
-    if not step or step < 1e-5:
+    if not step or step < 1e-4 * (1 - 1e-9):
         return [text.significant(t, 4) for t in ticks]
     return [text.fixed(t, _places(step)) if t else "0" for t in ticks]
 

@@ -189,7 +189,7 @@ def _legend(result: ComparisonResult) -> list[dict[str, Any]]:
     style = curves.styles(result)
     return [
         {"label": a.label, "swatch": plots.swatch(style[a.name]), "control": a.is_control}
-        for a in [result.control, *result.challengers]
+        for a in curves.drawn(result)
     ]
 
 
@@ -198,6 +198,8 @@ def _curves_hint(result: ComparisonResult) -> str:
         "Lines are means over the seeds that finished, bands reach from the lowest to the highest of them."
     )
     band = several if len(result.seeds) > 1 else "One seed per line."
+    if len(result.challengers) > curves.MOST:
+        band = f"Of the arms, the best {curves.MOST} and the control are drawn. {band}"
     return f"{band} The vertical axis is fitted to what follows the first steps; these may lie outside."
 
 
@@ -215,8 +217,9 @@ def _curve(result: ComparisonResult, x: str, evals: bool) -> Chart | None:
         return None
     ylabel = result.metric if evals else "training loss"
     xlabel = curves.X[x]
+    long = max(len(s.x) for s in series) > 12
     title = f"{ylabel} by {'tokens' if x == 'tokens' else 'time'}"
-    svg = plots.lines(series, xlabel=xlabel, ylabel=ylabel, name=f"{title}: {_ends(series)}")
+    svg = plots.lines(series, xlabel=xlabel, ylabel=ylabel, name=f"{title}: {_ends(series)}", clip=long)
     smooth = "" if evals else "Smoothed with a running mean over a twentieth of the run. "
     budget = "Equal height at equal tokens is equal quality for the same data." if x == "tokens" else (
         "Wall-clock time of the training steps on the machine below, evaluations left out."
@@ -244,7 +247,7 @@ def _tuning(result: ComparisonResult) -> list[Chart]:
     found = []
     for parameter in dict.fromkeys(t.parameter for t in result.tuning):
         series = []
-        for t in (t for t in result.tuning if t.parameter == parameter):
+        for t in (t for t in result.tuning if t.parameter == parameter and t.arm in style):
             order = sorted(range(len(t.values)), key=lambda i: t.values[i])
             series.append(Series(
                 labels[t.arm], f"{style[t.arm]}", [t.values[i] for i in order],

@@ -15,6 +15,8 @@ FIRST = ("loss", "lr", "grad_norm", "tokens_per_second", "memory")
 """Quantities drawn first, in this order; the others follow by name."""
 SURROUNDINGS = ("model", "data", "world")
 UNDRAWN = {"step", "time", "tokens", "units", "seconds", "event"}
+UNTILED = UNDRAWN | {"lr", "grad_norm", "tokens_per_second", "memory"}
+"""What a last value says little about, or a tile of its own shows."""
 MOST_CHARTS = 14
 MOST_ROWS = 60
 LABELS = {
@@ -64,7 +66,10 @@ def _meta(run: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _tiles(run: dict[str, Any], steps: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    found = [(k, text.significant(v, 5)) for k, v in (run.get("metrics") or {}).items() if _number(v)]
+    given: dict[str, Any] = run.get("metrics") or {}
+    metrics = {k: v for k, v in given.items() if _number(v) and k not in UNTILED}
+    ordered = sorted(metrics, key=lambda k: (not k.startswith("eval_"), k not in FIRST))
+    found = [(LABELS.get(k, k), text.significant(metrics[k], 5)) for k in ordered]
     if steps:
         last = steps[-1]
         found += [("tokens seen", text.scaled(last["tokens"]))] if _number(last.get("tokens")) else []

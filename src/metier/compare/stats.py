@@ -8,7 +8,7 @@ would reward an arm for failing on the hard seeds.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def paired(result: ComparisonResult) -> list[Paired]:
     """The differences of every arm from the control, in the order of the arms."""
     found = [_pair(result, arm.name) for arm in result.challengers]
     adjusted = iter(holm([f.p for f in found if f.p is not None]))
-    return [Paired(**{**vars(f), "p_holm": None if f.p is None else next(adjusted)}) for f in found]
+    return [replace(f, p_holm=None if f.p is None else next(adjusted)) for f in found]
 
 
 def _pair(result: ComparisonResult, arm: str) -> Paired:
@@ -93,8 +93,7 @@ def _pair(result: ComparisonResult, arm: str) -> Paired:
     worst = penalty(result)
     failed, failed_control = (sum(v is None for v in vs) for vs in (ours, theirs))
     if worst is None:
-        none = (None,) * 7
-        return Paired(arm, control, (), *none, failed, failed_control)
+        return Paired(arm, control, (), None, None, None, None, None, None, None, failed, failed_control)
     differences = tuple(
         (worst if a is None else a) - (worst if c is None else c) for a, c in zip(ours, theirs, strict=True)
     )
@@ -148,7 +147,8 @@ def p_value(differences: Sequence[float]) -> float | None:
 
     if len(differences) < 2 or _constant(differences):
         return 1.0 if len(differences) >= 2 and not np.any(differences) else None
-    return float(ttest_1samp(differences, 0.0).pvalue)
+    _, p = ttest_1samp(np.asarray(differences), 0.0)
+    return float(np.asarray(p))
 
 
 def p_signflip(differences: Sequence[float]) -> float | None:

@@ -1,9 +1,10 @@
 """Adapters: small trainable modules put on a frozen model.
 
-A part of kind *adapter* is a subclass of :class:`LinearAdapter` (replaces a linear layer) or :class:`BlockAdapter`
-(sits on the output of a sub-layer or block), or a class with ``attach(model, targets) -> Attached`` when it needs the
-whole model. :func:`attach` freezes the model, chooses the targets and puts the adapters in place; the resulting
-:class:`Attached` switches them off, saves, merges and counts them. File formats are in ``core/adapterfile.py``.
+A part of kind *adapter* is a subclass of :class:`LinearAdapter` (replaces a linear layer) or
+:class:`BlockAdapter` (sits on the output of a sub-layer or block), or a class with ``attach(model, targets)
+-> Attached`` when it needs the whole model. :func:`attach` freezes the model, chooses the targets and puts
+the adapters in place; the resulting :class:`Attached` switches them off, saves, merges and counts them. File
+formats are in ``core/adapterfile.py``.
 """
 
 import contextlib
@@ -22,14 +23,16 @@ from metier.core.targets import Targets, fresh_head, linear_targets, sublayer_ta
 
 
 class _Wrapper(nn.Module):
-    """What both kinds of adapter share: the frozen ``base``, the switch, and access to the base's attributes."""
+    """What both kinds of adapter share: the frozen ``base``, the switch, and access to the base's
+    attributes."""
 
     mergeable: ClassVar[bool] = True
     """Whether the adapter can be folded into plain weights."""
     also_trains: tuple[str, ...] = ()
     """Globs over parameter names of the model that train with the adapter (e.g. layer norms)."""
     peft_names: ClassVar[Mapping[str, str] | None] = None
-    """Own parameter -> PEFT's suffix, where PEFT has this adapter; ``peft_config`` and ``from_peft`` go with it."""
+    """Own parameter -> PEFT's suffix, where PEFT has this adapter; ``peft_config`` and ``from_peft`` go with
+    it."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -43,11 +46,13 @@ class _Wrapper(nn.Module):
         return self.off(*args, **kwargs)
 
     def off(self, *args: Any, **kwargs: Any) -> Any:
-        """Output of the unadapted layer. Override when ``__init__`` changes ``base`` (e.g. residual weights)."""
+        """Output of the unadapted layer. Override when ``__init__`` changes ``base`` (e.g. residual
+        weights)."""
         return self.base(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes that model code reads from the layer it thinks it has (``layer_idx``, ``in_features``)."""
+        """Attributes that model code reads from the layer it thinks it has (``layer_idx``,
+        ``in_features``)."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -64,7 +69,8 @@ class _Wrapper(nn.Module):
         return torch.promote_types(p.dtype, torch.float32) if p is not None and floating else torch.float32
 
     def trainable(self, value: Tensor) -> nn.Parameter:
-        """A parameter with this start value in ``adapter_dtype``. Draw values on the CPU: one seed, any device."""
+        """A parameter with this start value in ``adapter_dtype``. Draw values on the CPU: one seed, any
+        device."""
         return nn.Parameter(value.to(self.adapter_dtype))
 
     def cast(self, x: Tensor) -> Tensor:
@@ -88,19 +94,21 @@ class _Wrapper(nn.Module):
 class LinearAdapter(_Wrapper):
     """An adapter in the place of a linear layer ``y = x Wᵀ + b`` with ``W [out, in]``.
 
-    ``base`` is always an ``nn.Linear`` or has its attributes ``in_features``, ``out_features``, ``weight``, ``bias``
-    (GPT-2's transposed layers are presented that way). A subclass adds parameters in ``__init__`` and defines
-    ``forward(x)`` and ``merged()``.
+    ``base`` is always an ``nn.Linear`` or has its attributes ``in_features``, ``out_features``, ``weight``,
+    ``bias`` (GPT-2's transposed layers are presented that way). A subclass adds parameters in ``__init__``
+    and defines ``forward(x)`` and ``merged()``.
     """
 
     base: nn.Linear
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
-        """``(weight [out, in], bias [out] or None)`` of one plain layer that computes the same (without dropout)."""
+        """``(weight [out, in], bias [out] or None)`` of one plain layer that computes the same (without
+        dropout)."""
         raise NotImplementedError(f"{type(self).__name__} has no merged()")
 
     def pair(self) -> tuple[Tensor, Tensor] | None:
-        """Low-rank factors ``(A [r, in], B [out, r])`` when the adapter has them; some optimizers treat them apart."""
+        """Low-rank factors ``(A [r, in], B [out, r])`` when the adapter has them; some optimizers treat them
+        apart."""
         return None
 
     @property
@@ -115,10 +123,11 @@ class LinearAdapter(_Wrapper):
 
 
 class BlockAdapter(_Wrapper):
-    """An adapter on the output ``h [..., width]`` of a sub-layer or block; a subclass defines ``adapt(h) -> h``.
+    """An adapter on the output ``h [..., width]`` of a sub-layer or block; a subclass defines ``adapt(h) ->
+    h``.
 
-    The constructor takes ``(base, width)``, ``width`` being that of the residual stream. Such an adapter is not linear
-    in general and cannot be merged.
+    The constructor takes ``(base, width)``, ``width`` being that of the residual stream. Such an adapter is
+    not linear in general and cannot be merged.
     """
 
     mergeable = False
@@ -143,7 +152,11 @@ class Attached:
     """A model with its adapters in place."""
 
     def __init__(
-        self, model: nn.Module, built: Built, adapters: Mapping[str, Any], extra: Mapping[str, Tensor] | None = None
+        self,
+        model: nn.Module,
+        built: Built,
+        adapters: Mapping[str, Any],
+        extra: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model, self.built = model, built
         self.adapters: dict[str, Any] = dict(adapters)
@@ -176,7 +189,8 @@ class Attached:
                 adapter.enabled = before[name]
 
     def _swap(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put ``values`` in place; returns what was there. Autograd's version counters are left alone on purpose."""
+        """Put ``values`` in place; returns what was there. Autograd's version counters are left alone on
+        purpose."""
         held = {}
         for name, value in values.items():
             p = self.model.get_parameter(name)
@@ -184,14 +198,16 @@ class Attached:
         return held
 
     def save(self, folder: str | Path) -> None:
-        """Write the adapter to ``folder``: PEFT's format where it can be expressed, else ``metier-adapter``."""
+        """Write the adapter to ``folder``: PEFT's format where it can be expressed, else
+        ``metier-adapter``."""
         from metier.core import adapterfile
 
         adapterfile.save(self, Path(folder))
 
     @torch.no_grad()
     def merge(self) -> nn.Module:
-        """Fold the adapters into plain layers, in place, in the weights' own type. The adapters are gone afterwards.
+        """Fold the adapters into plain layers, in place, in the weights' own type. The adapters are gone
+        afterwards.
 
         Raises ``UsageError`` when the adapter cannot be merged.
         """
@@ -219,12 +235,13 @@ def _plain(adapter: Any) -> nn.Module:
     else:
         layer = nn.Linear(original.in_features, original.out_features, bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.to(dtype).contiguous())
-    layer.bias = None if bias is None else nn.Parameter(bias.to(dtype).contiguous())
+    layer.register_parameter("bias", None if bias is None else nn.Parameter(bias.to(dtype).contiguous()))
     return layer.train(adapter.training)
 
 
 def as_linear(layer: nn.Module) -> nn.Module:
-    """``layer`` itself, or an ``nn.Linear`` on the same memory for transformers' ``Conv1D`` (weight ``[in, out]``)."""
+    """``layer`` itself, or an ``nn.Linear`` on the same memory for transformers' ``Conv1D`` (weight ``[in,
+    out]``)."""
     if type(layer).__name__ != "Conv1D":
         return layer
     inputs, outputs = layer.weight.shape  # type: ignore[misc]
@@ -238,12 +255,14 @@ def as_linear(layer: nn.Module) -> nn.Module:
 def attach(model: nn.Module, built: Built, *, targets: Targets = None) -> Attached:
     """Freeze ``model`` and put the adapter ``built`` on its targets.
 
-    ``targets``: module-name globs, each of which must match (``q_proj``, ``model.layers.0.*``), or ``all-linear``
-    (every linear layer in the blocks, the default), ``attention``, ``mlp``; a list may mix them. Block adapters take
-    ``sublayers`` (their default), ``attention``, ``mlp``, ``blocks`` or globs. The classification head of a
-    sequence classifier is trained whole, since it starts at random. Start values come from torch's global generator.
+    ``targets``: module-name globs, each of which must match (``q_proj``, ``model.layers.0.*``), or
+    ``all-linear`` (every linear layer in the blocks, the default), ``attention``, ``mlp``; a list may mix
+    them. Block adapters take ``sublayers`` (their default), ``attention``, ``mlp``, ``blocks`` or globs. The
+    classification head of a sequence classifier is trained whole, since it starts at random. Start values
+    come from torch's global generator.
 
-    Raises ``UsageError`` when a glob matches nothing, a target's weights are tied, or the model has adapters already.
+    Raises ``UsageError`` when a glob matches nothing, a target's weights are tied, or the model has adapters
+    already.
     """
     if any(isinstance(m, _Wrapper) for m in model.modules()):
         raise UsageError("the model has an adapter already", hint="Merge it first.")
@@ -258,7 +277,9 @@ def attach(model: nn.Module, built: Built, *, targets: Targets = None) -> Attach
 
 
 def _choose(model: nn.Module, cls: type, targets: Targets) -> list[str]:
-    names = linear_targets(model, targets) if issubclass(cls, LinearAdapter) else sublayer_targets(model, targets)
+    names = (
+        linear_targets(model, targets) if issubclass(cls, LinearAdapter) else sublayer_targets(model, targets)
+    )
     if issubclass(cls, LinearAdapter):
         _refuse_tied(model, names)
     return names
@@ -273,8 +294,9 @@ def _refuse_tied(model: nn.Module, names: list[str]) -> None:
         if len(shared) > 1:
             raise UsageError(
                 f"the weight of {name} is tied to {next(s for s in shared if s != f'{name}.weight')}",
-                where="adapter.targets", hint="An adapter on it could not be merged; leave it out of the targets.",
-            )  # fmt: skip
+                where="adapter.targets",
+                hint="An adapter on it could not be merged; leave it out of the targets.",
+            )
 
 
 def _put(model: nn.Module, built: Built, names: list[str]) -> Attached:

@@ -6,6 +6,7 @@ Tensors sharded over processes are gathered, so a checkpoint can be resumed at a
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,20 +44,25 @@ def save(s: Session, *, finite: bool) -> str | None:
     return path.name
 
 
-def resume(s: Session) -> int | None:
-    """Load the newest complete checkpoint of the run's folder, if there is one. Returns its step."""
+def resume(s: Session, folder: Path | None = None, *, data: bool = True) -> int | None:
+    """Load the newest complete checkpoint of ``folder`` (the run's own by default), if there is one. Returns its step.
+
+    ``data=False`` leaves the position in the data alone: the session reads others than the checkpoint's run did.
+    """
     ctx = s.context
-    found = state.find(ctx.folder / "checkpoints", log=lambda text: ctx.emit({"event": "notice", "text": text}))
+    folder = folder or ctx.folder
+    found = state.find(folder / "checkpoints", log=lambda text: ctx.emit({"event": "notice", "text": text}))
     if found is None:
         return None
     checkpoint = state.read(found)
     meta = checkpoint.meta
     if meta["model_fingerprint"] != ctx.bundle.fingerprint:
         raise UsageError(
-            f"{ctx.folder} was trained from another version of {ctx.bundle.name}",
+            f"{folder} was trained from another version of {ctx.bundle.name}",
             hint="Choose another folder with out=…, or use the original model.",
         )
-    s.loader.load_state_dict(meta["data"])
+    if data:
+        s.loader.load_state_dict(meta["data"])
     _load_tensors(s, checkpoint.tensors["model"])
     optimizer = state.unpack(checkpoint.tensors["optim"], meta["optimizer"])
     ctx.optimizer.load_full_state_dict(optimizer)  # type: ignore[attr-defined]

@@ -1,11 +1,12 @@
 """Export of a run's result, proven before it is published.
 
-The folder is written aside, loaded again from disk, and must answer as the trained model does: log-probabilities at
-every position of the prompts and of the trained model's greedy continuation of them. Otherwise nothing is left behind.
+The folder is written aside, loaded again from disk, and must answer as the trained model does:
+log-probabilities at every position of the prompts and of the trained model's greedy continuation of them.
+Otherwise nothing is left behind.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ CONTINUE = 12
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
 """Largest difference of a log-probability in nats. Merging rounds every weight once to its own type."""
 FLOOR = math.log(1e-6)
-"""Tokens that both models find less likely than this are not compared: their log-probabilities are mostly rounding."""
+"""Tokens that both models find less likely than this are not compared: their log-probabilities are mostly
+rounding."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,11 @@ class Exported:
 def export(
     run_folder: str | Path, out: str | Path, *, merged: bool = True, prompts: Sequence[str] | None = None
 ) -> Exported:
-    """Write the run's model (``merged``: plain weights; otherwise the adapter alone) to ``out``, which must not exist.
+    """Write the run's model (``merged``: plain weights; otherwise the adapter alone) to ``out``, which must
+    not exist.
 
-    Raises ``UsageError`` for a wrong request or an adapter that cannot be merged, ``MetierError`` when the folder read
-    back from disk answers differently; in both cases ``out`` is not there.
+    Raises ``UsageError`` for a wrong request or an adapter that cannot be merged, ``MetierError`` when the
+    folder read back from disk answers differently; in both cases ``out`` is not there.
     """
     target = vacant(out)
     source = trained.open_run(run_folder)
@@ -95,8 +98,8 @@ def _write_and_prove(
     source: trained.Trained, aside: Path, merged: bool, probes: Sequence[Tensor], expected: Sequence[Tensor]
 ) -> Difference:
     dtype = trained.dtype_of(source.run)
-    reload = _write_merged(source, aside) if merged else _write_adapter(source, aside)
-    difference = compare(expected, [log_probs(reload(), p) for p in probes], TOLERANCE[dtype])
+    reloaded = _write_merged(source, aside) if merged else _write_adapter(source, aside)
+    difference = compare(expected, [log_probs(reloaded, p) for p in probes], TOLERANCE[dtype])
     if not difference.ok:
         raise MetierError(
             f"the exported model does not answer as the trained one: log-probabilities differ by up to "
@@ -104,25 +107,28 @@ def _write_and_prove(
             f"{difference.positions} clear choices changed. Nothing was written."
         )
     card = {
-        "run": str(source.folder), "base": source.run.model, "merged": merged, "dtype": str(dtype).removeprefix("torch."),
+        "run": str(source.folder),
+        "base": source.run.model,
+        "merged": merged,
+        "dtype": str(dtype).removeprefix("torch."),
         "proof": asdict(difference),
-    }  # fmt: skip
+    }
     write_json(aside / "export_card.json", card)
     return difference
 
 
-def _write_merged(source: trained.Trained, aside: Path) -> Callable[[], Any]:
+def _write_merged(source: trained.Trained, aside: Path) -> Any:
     bundle, run = source.bundle, source.run
     if source.attached is not None:
         bundle = models.replace_model(bundle, source.attached.merge())
     models.save(bundle, aside)
-    return lambda: trained.load_folder(aside, run).model.eval()
+    return trained.load_folder(aside, run).model.eval()
 
 
-def _write_adapter(source: trained.Trained, aside: Path) -> Callable[[], Any]:
+def _write_adapter(source: trained.Trained, aside: Path) -> Any:
     assert source.attached is not None
     source.attached.save(aside)
-    return lambda: trained.load_with_adapter(source.run, aside)[0].model.eval()
+    return trained.load_with_adapter(source.run, aside)[0].model.eval()
 
 
 def tokens(tokenizer: Any, prompt: str) -> Tensor:
@@ -153,11 +159,17 @@ def compare(expected: Sequence[Tensor], got: Sequence[Tensor], tolerance: float)
     worst, same, flips, positions = 0.0, 0, 0, 0
     for a, b in zip(expected, got, strict=True):
         if a.shape != b.shape:
-            raise MetierError(f"the exported model's output is {list(b.shape)}, the trained one's {list(a.shape)}")
+            raise MetierError(
+                f"the exported model's output is {list(b.shape)}, the trained one's {list(a.shape)}"
+            )
         gap = torch.where((a > FLOOR) | (b > FLOOR), (a - b).abs(), 0.0)
         worst = max(worst, math.inf if bool(b.isnan().any()) else float(gap.max()))
         agree = a.argmax(-1) == b.argmax(-1)
         top = a.topk(min(2, a.shape[-1]), -1).values
         clear = top[:, 0] - top[:, -1] > 2 * tolerance
-        same, flips, positions = same + int(agree.sum()), flips + int((clear & ~agree).sum()), positions + len(a)
+        same, flips, positions = (
+            same + int(agree.sum()),
+            flips + int((clear & ~agree).sum()),
+            positions + len(a),
+        )
     return Difference(worst, tolerance, same / max(positions, 1), flips, positions)

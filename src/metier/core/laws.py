@@ -1,11 +1,13 @@
-"""Fitting laws to tables of runs: many starts, a Huber loss on logarithms, bootstrap intervals, a check at held-out scale.
+"""Fitting laws to tables of runs: many starts, a Huber loss on logarithms, bootstrap intervals, a check at
+held-out scale.
 
-A law is a part with ``names`` and ``bounds`` of its parameters, ``inputs`` (column names) and ``output`` (a column name),
-``start(x, y)`` (rows of parameter values to start from) and ``predict(theta, x)``. It may define ``log_predict(theta, x)``
-where the logarithm is computed more safely, and ``scale(x)`` (what "large" means; default: the product of the inputs).
+A law is a part with ``names`` and ``bounds`` of its parameters, ``inputs`` (column names) and ``output`` (a
+column name), ``start(x, y)`` (rows of parameter values to start from) and ``predict(theta, x)``. It may
+define ``log_predict(theta, x)`` where the logarithm is computed more safely, and ``scale(x)`` (what "large"
+means; default: the product of the inputs).
 
-The fit minimises ``sum_i Huber_delta(log f(theta, x_i) - log y_i)``. Parameters whose lower bound is positive are fitted by
-their logarithm, so that constants of any size are found equally well.
+The fit minimises ``sum_i Huber_delta(log f(theta, x_i) - log y_i)``. Parameters whose lower bound is positive
+are fitted by their logarithm, so that constants of any size are found equally well.
 """
 
 import csv
@@ -13,6 +15,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,6 +71,7 @@ class Fit:
 
     @property
     def theta(self) -> ndarray:
+        """The values as an array."""
         return np.array(self.values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +79,7 @@ class Fit:
         return asdict(self)
 
 
-# --- the loss ------------------------------------------------------------------------------------------------
+# --- the loss ----------------------------------------------------------------------------------------------
 
 
 def huber(r: ndarray, delta: float) -> ndarray:
@@ -108,18 +112,25 @@ class _Problem:
         return float(huber(self.residuals(u), self.delta).sum())
 
     def solve(self, u: ndarray) -> tuple[ndarray, float]:
-        """A local minimum near ``u``: least squares with a wide, then with the wanted Huber width, then a last polish."""
+        """A local minimum near ``u``: least squares with a wide, then with the wanted Huber width, then a
+        last polish."""
         from scipy.optimize import least_squares, minimize
 
         inside = np.clip(u, self.low + 1e-9, self.high - 1e-9)
         for delta in (max(0.1, self.delta), self.delta):
             found = least_squares(
-                self.residuals, inside, bounds=(self.low, self.high), loss="huber", f_scale=delta, x_scale="jac",
-                max_nfev=200, xtol=1e-12, ftol=1e-12, gtol=1e-12,
+                self.residuals, inside, bounds=(self.low, self.high), loss="huber", f_scale=delta,
+                x_scale="jac", max_nfev=200, xtol=1e-12, ftol=1e-12, gtol=1e-12,
             )  # fmt: skip
             inside = np.clip(found.x, self.low + 1e-9, self.high - 1e-9)
         box = list(zip(self.low, self.high, strict=True))
-        scaled = minimize(lambda v: self.loss(v) / self.delta, inside, method="L-BFGS-B", bounds=box, options={"ftol": 1e-14})
+        scaled = minimize(
+            lambda v: self.loss(v) / self.delta,
+            inside,
+            method="L-BFGS-B",
+            bounds=box,
+            options={"ftol": 1e-14},
+        )
         best = min((inside, scaled.x), key=self.loss)
         return best, self.loss(best)
 
@@ -131,7 +142,7 @@ def log_prediction(law: Law, theta: ndarray, x: Table) -> ndarray:
     return np.log(law.predict(theta, x))
 
 
-# --- fitting -------------------------------------------------------------------------------------------------
+# --- fitting -----------------------------------------------------------------------------------------------
 
 
 def fit(
@@ -140,9 +151,10 @@ def fit(
 ) -> Fit:  # fmt: skip
     """Fit ``law`` to the columns of ``table``.
 
-    Of the law's own starts the ``starts`` with the lowest loss are optimised. Intervals are percentiles over ``bootstrap``
-    resamples of the rows, each refitted from the best solution and from the start. ``holdout`` is the share of rows of the
-    largest scale, or a condition such as ``N>=1e9``: the law is also fitted without these rows and asked to predict them.
+    Of the law's own starts the ``starts`` with the lowest loss are optimised. Intervals are percentiles over
+    ``bootstrap`` resamples of the rows, each refitted from the best solution and from the start. ``holdout``
+    is the share of rows of the largest scale, or a condition such as ``N>=1e9``: the law is also fitted
+    without these rows and asked to predict them.
 
     Raises ``UsageError`` for missing columns, values that are not positive and finite, or too few rows.
     """
@@ -157,7 +169,8 @@ def fit(
     stuck = (best - problem.low < near) | (problem.high - best < near)
     return Fit(
         tuple(law.names), theta.tolist(), low.tolist(), high.tolist(), min(losses), len(y), y.tolist(),
-        np.exp(problem.log_y + residuals).tolist(), residuals.tolist(), [n for n, s in zip(law.names, stuck, strict=True) if s],
+        np.exp(problem.log_y + residuals).tolist(), residuals.tolist(),
+        [n for n, s in zip(law.names, stuck, strict=True) if s],
         float(np.mean(np.array(losses) <= min(losses) * 1.001 + 1e-12)), len(samples),
         None if holdout is None else _held_out(law, table, starts, delta, holdout),
     )  # fmt: skip
@@ -170,7 +183,9 @@ def _best(problem: _Problem, starts: Sequence[Sequence[float]], number: int) -> 
     return min(solved, key=lambda s: s[1])[0], [loss for _, loss in solved]
 
 
-def _bootstrap(law: Law, x: Table, y: ndarray, delta: float, best: ndarray, number: int, seed: int) -> ndarray:
+def _bootstrap(
+    law: Law, x: Table, y: ndarray, delta: float, best: ndarray, number: int, seed: int
+) -> ndarray:
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(number):
@@ -195,7 +210,9 @@ def _held_out(law: Law, table: Table, starts: int, delta: float, holdout: float 
 
 def held_out_rows(law: Law, table: Table, holdout: float | str) -> ndarray:
     """Which rows are held out: ``[rows]`` bool."""
-    if isinstance(holdout, str) and (found := re.fullmatch(r"\s*(\w+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", holdout)):
+    if isinstance(holdout, str) and (
+        found := re.fullmatch(r"\s*(\w+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", holdout)
+    ):
         name, sign, number = found.groups()
         if name not in table:
             raise unknown("column", name, table, where="holdout")
@@ -212,7 +229,9 @@ def _largest(law: Law, table: Table, share: float | str) -> ndarray:
     try:
         fraction = float(share)
     except ValueError:
-        raise UsageError(f"holdout {share!r} is neither a share nor a condition such as N>=1e9", where="holdout") from None
+        raise UsageError(
+            f"holdout {share!r} is neither a share nor a condition such as N>=1e9", where="holdout"
+        ) from None
     if not 0 < fraction < 1:
         raise UsageError(f"holdout {share} must lie between 0 and 1", where="holdout")
     x = {n: table[n] for n in law.inputs}
@@ -220,21 +239,27 @@ def _largest(law: Law, table: Table, share: float | str) -> ndarray:
     return scale > np.quantile(scale, 1 - fraction)
 
 
-# --- tables --------------------------------------------------------------------------------------------------
+# --- tables ------------------------------------------------------------------------------------------------
 
 
 def columns(law: Law, table: Table, *, least: int | None = None) -> tuple[dict[str, ndarray], ndarray]:
     """The law's inputs and output as float64 columns. Raises ``UsageError`` for what cannot be fitted."""
     for name in (*law.inputs, law.output):
         if name not in table:
-            raise unknown("column", name, table, more=f"The law needs {', '.join(law.inputs)} and {law.output}.")
+            raise unknown(
+                "column", name, table, more=f"The law needs {', '.join(law.inputs)} and {law.output}."
+            )
         bad = np.flatnonzero(~(np.isfinite(table[name]) & (table[name] > 0)))
         if len(bad):
-            raise UsageError(f"{name} = {table[name][bad[0]]}: values must be positive", where=f"row {bad[0] + 1}")
+            raise UsageError(
+                f"{name} = {table[name][bad[0]]}: values must be positive", where=f"row {bad[0] + 1}"
+            )
     y = np.asarray(table[law.output], dtype=float)
     needed = len(law.names) + 1 if least is None else least
     if len(y) < needed:
-        raise UsageError(f"{len(y)} rows cannot determine {len(law.names)} parameters; at least {needed} are needed")
+        raise UsageError(
+            f"{len(y)} rows cannot determine {len(law.names)} parameters; at least {needed} are needed"
+        )
     return {n: np.asarray(table[n], dtype=float) for n in law.inputs}, y
 
 
@@ -278,6 +303,7 @@ def _numbers(values: list[Any]) -> ndarray | None:
 def plot(result: Fit, *, title: str = "", width: int = 480) -> str:
     """Observed against predicted on logarithmic axes, as SVG; held-out rows as rings."""
     held = result.held_out or {"observed": [], "predicted": []}
+
     both = np.log10([*result.observed, *result.predicted, *held["observed"], *held["predicted"]])
     low, high = float(both.min()), float(both.max())
     margin, span = 50, max(high - low, 1e-9)
@@ -286,7 +312,10 @@ def plot(result: Fit, *, title: str = "", width: int = 480) -> str:
         return margin + (np.log10(value) - low) / span * (width - 2 * margin)
 
     def dots(observed: list[float], predicted: list[float], style: str) -> str:
-        return "".join(f'<circle cx="{at(o):.1f}" cy="{width - at(p):.1f}" r="3" {style}/>' for o, p in zip(observed, predicted, strict=True))
+        return "".join(
+            f'<circle cx="{at(o):.1f}" cy="{width - at(p):.1f}" r="3" {style}/>'
+            for o, p in zip(observed, predicted, strict=True)
+        )
 
     ticks = "".join(
         f'<text x="{at(v):.0f}" y="{width - margin + 18}" text-anchor="middle">{v:.3g}</text>'
@@ -297,11 +326,13 @@ def plot(result: Fit, *, title: str = "", width: int = 480) -> str:
     fitted = dots(result.observed, result.predicted, 'fill="#2563eb"')
     rings = dots(held["observed"], held["predicted"], 'fill="none" stroke="#dc2626" stroke-width="1.5"')
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{width}" font-family="sans-serif" font-size="11">'
-        f'<rect width="100%" height="100%" fill="white"/><rect x="{a}" y="{a}" width="{b - a}" height="{b - a}" fill="none" stroke="#999"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{width}"'
+        ' font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
+        f'<rect x="{a}" y="{a}" width="{b - a}" height="{b - a}" fill="none" stroke="#999"/>'
         f'<line x1="{a}" y1="{b}" x2="{b}" y2="{a}" stroke="#999" stroke-dasharray="4"/>{ticks}'
-        f'{fitted}{rings}'
+        f"{fitted}{rings}"
         f'<text x="{width / 2}" y="{width - 10}" text-anchor="middle">observed</text>'
-        f'<text x="14" y="{width / 2}" text-anchor="middle" transform="rotate(-90 14 {width / 2})">predicted</text>'
-        f'<text x="{width / 2}" y="26" text-anchor="middle" font-size="13">{title}</text></svg>\n'
+        f'<text x="14" y="{width / 2}" text-anchor="middle"'
+        f' transform="rotate(-90 14 {width / 2})">predicted</text>'
+        f'<text x="{width / 2}" y="26" text-anchor="middle" font-size="13">{escape(title)}</text></svg>\n'
     )

@@ -34,6 +34,10 @@ class Outcome:
     signal: int | None = None
 
 
+class _NotFinite(Exception):
+    """Leaves a closure whose loss or gradient is not finite."""
+
+
 class Loop:
     """Runs a :class:`~metier.core.session.Session` to its last step."""
 
@@ -86,7 +90,6 @@ class Loop:
             ctx.emit({"event": "notice", "step": ctx.clock.step, "text": s.loader_end_reason()})
             return False
         assert batch is not None
-        self._seed()
         ctx.layouts = [layout.to(ctx.engine.device) for layout in batch.micro]
         self.dispatch("on_batch", ctx, ctx.layouts)
         lr = s.set_lr(ctx.clock)
@@ -111,54 +114,62 @@ class Loop:
         return True
 
     def _gradient_step(self, batch: Any) -> tuple[bool, dict[str, float]]:
-        ctx, engine = self.ctx, self.ctx.engine
-        losses, sums = [], {}
-        for i, layout in enumerate(ctx.layouts):
-            with engine.accumulating(ctx.module, last=i == len(ctx.layouts) - 1):
-                with engine.autocast():
-                    total, _, metrics = ctx.module(layout)
-                (total * (engine.world / batch.units)).backward()
-            losses.append(total.detach())
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0) + value
+        ctx = self.ctx
+        losses, sums = self._evaluated(batch, backward=True)
         trainable = [p for _, p in ctx.trainable()]
-        norm = engine.grad_norm(trainable)
+        norm = ctx.engine.grad_norm(trainable)
         totals = self._totals(losses, sums, norm, batch)
         if not self._check(totals, batch):
             ctx.optimizer.zero_grad(set_to_none=True)
             return False, totals
-        self._clip(trainable, norm)
+        self._clip(trainable, totals["grad_norm"])
         self.dispatch("on_gradients", ctx)
         ctx.optimizer.step()
         ctx.optimizer.zero_grad(set_to_none=True)
         return True, totals
 
     def _closure_step(self, batch: Any) -> tuple[bool, dict[str, float]]:
-        """For rules that evaluate the loss themselves: ``closure(backward=False)`` gives the mean loss of this step."""
+        """For rules that evaluate the loss themselves: ``closure(backward=False)`` gives the mean loss of this step.
+
+        A loss that is not finite leaves the closure as an exception, so that the rule puts its weights back.
+        """
         ctx = self.ctx
         seen: list[dict[str, float]] = []
 
         def closure(backward: bool = False) -> float:
             with torch.set_grad_enabled(backward):
-                losses, sums = [], {}
-                for layout in ctx.layouts:
-                    self._seed()
-                    with ctx.engine.autocast():
-                        total, _, metrics = ctx.module(layout)
-                    if backward:
-                        (total * (ctx.engine.world / batch.units)).backward()
-                    losses.append(total.detach())
-                    for name, value in metrics.items():
-                        sums[name] = sums.get(name, 0) + value
-            totals = self._totals(losses, sums, torch.zeros(()), batch)
-            seen.append(totals)
-            return totals["loss"]
+                losses, sums = self._evaluated(batch, backward)
+            norm = ctx.engine.grad_norm([p for _, p in ctx.trainable()]) if backward else torch.zeros(())
+            seen.append(self._totals(losses, sums, norm, batch))
+            if not math.isfinite(seen[-1]["loss"] + seen[-1]["grad_norm"]):
+                raise _NotFinite
+            return seen[-1]["loss"]
 
-        ctx.optimizer.step(closure)  # type: ignore[arg-type]
-        ctx.optimizer.zero_grad(set_to_none=True)
-        if any(not self._check(dict(totals), batch) for totals in seen):
-            return False, seen[0]
+        try:
+            ctx.optimizer.step(closure)  # type: ignore[arg-type]
+        except _NotFinite:
+            self._check(seen[-1], batch)
+            return False, seen[-1]
+        finally:
+            ctx.optimizer.zero_grad(set_to_none=True)
+        self._check(seen[0], batch)
         return True, seen[0]
+
+    def _evaluated(self, batch: Any, backward: bool) -> tuple[list, dict]:
+        """Loss sums and metric sums of all micro-batches, with the same randomness at every call within a step."""
+        ctx, engine = self.ctx, self.ctx.engine
+        losses, sums = [], {}
+        self._seed()
+        for i, layout in enumerate(ctx.layouts):
+            with engine.accumulating(ctx.module, last=i == len(ctx.layouts) - 1):
+                with engine.autocast():
+                    total, _, metrics = ctx.module(layout)
+                if backward:
+                    (total * (engine.world / batch.units)).backward()
+            losses.append(total.detach())
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0) + value
+        return losses, sums
 
     def _totals(self, losses: list, sums: dict, norm: torch.Tensor, batch: Any) -> dict[str, float]:
         """Means over the whole step and world, with a single transfer from the device."""
@@ -179,12 +190,10 @@ class Loop:
             raise guards.NonFiniteError(event)
         return False
 
-    def _clip(self, params: list, norm: torch.Tensor) -> None:
+    def _clip(self, params: list, norm: float) -> None:
         clip = self.ctx.run.train.clip
-        if clip is not None and not self.s.needs_closure:
-            scale = (clip / (norm + 1e-6)).clamp(max=1.0)
-            grads = [p.grad for p in params if p.grad is not None]
-            torch._foreach_mul_(grads, scale.to(grads[0].device)) if grads else None
+        if clip is not None and norm > clip:
+            torch._foreach_mul_([p.grad for p in params if p.grad is not None], clip / (norm + 1e-6))
 
     def _seed(self) -> None:
         """Randomness of a step is a function of (seed, step, process): resuming needs no stored generator state."""

@@ -1,4 +1,5 @@
-"""Merging models tensor by tensor: never more than one tensor of every input, and one output shard, in memory."""
+"""Merging models tensor by tensor: never more than one tensor of every input, and one output shard, in
+memory."""
 
 import contextlib
 import hashlib
@@ -84,8 +85,15 @@ def _files(path: Path) -> tuple[Path, ...]:
         return (path / WEIGHTS,)
     if (path / "model").is_dir():
         return _files(path / "model")
-    if (path / "adapter").is_dir() or (path / "adapter_config.json").is_file() or (path / "adapter.json").is_file():
-        raise UsageError(f"{path} holds an adapter, not a model", hint="Write its model first: metier export RUN --merged OUT")
+    if (
+        (path / "adapter").is_dir()
+        or (path / "adapter_config.json").is_file()
+        or (path / "adapter.json").is_file()
+    ):
+        raise UsageError(
+            f"{path} holds an adapter, not a model",
+            hint="Write its model first: metier export RUN --merged OUT",
+        )
     raise UsageError(
         f"{path} has no weights" if path.exists() else f"{path} does not exist",
         hint="Expected a folder with model.safetensors (or shards), or a .safetensors file.",
@@ -109,8 +117,9 @@ def merge(
 ) -> Merged:  # fmt: skip
     """Merge ``inputs`` in the order written with the part ``built`` and write a model folder to ``out``.
 
-    ``out`` must not exist. Tensors that are not floating point must be equal in all inputs. Results have the shape and
-    type of the first input's tensors. Raises ``UsageError`` before anything is written when the inputs do not fit.
+    ``out`` must not exist. Tensors that are not floating point must be equal in all inputs. Results have the
+    shape and type of the first input's tensors. Raises ``UsageError`` before anything is written when the
+    inputs do not fit.
     """
     target = vacant(out)
     if not inputs:
@@ -131,11 +140,14 @@ def _check_same(first: Input, other: Input) -> None:
         here, there = (first, other) if name in first.entries else (other, first)
         close = nearest(name, there.entries)
         raise UsageError(
-            f"{there.where} has no tensor {name!r}, {here.where} has it", hint=f"The nearest there is {close!r}." if close else None
+            f"{there.where} has no tensor {name!r}, {here.where} has it",
+            hint=f"The nearest there is {close!r}." if close else None,
         )
     for name, entry in first.entries.items():
         if entry.shape != other.entries[name].shape:
-            shapes = f"{list(entry.shape)} in {first.where}, {list(other.entries[name].shape)} in {other.where}"
+            shapes = (
+                f"{list(entry.shape)} in {first.where}, {list(other.entries[name].shape)} in {other.where}"
+            )
             raise UsageError(f"the tensor {name!r} is {shapes}")
 
 
@@ -168,13 +180,20 @@ def _config_differences(sources: Sequence[Input]) -> list[str]:
 
 
 def _write(
-    built: Built, sources: Sequence[Input], origin: Input | None, aside: Path, card: dict[str, Any], shard_bytes: int
+    built: Built,
+    sources: Sequence[Input],
+    origin: Input | None,
+    aside: Path,
+    card: dict[str, Any],
+    shard_bytes: int,
 ) -> None:
     shards = _plan(sources[0], shard_bytes)
     place: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(dict(_merged_tensors(built, sources, origin, names)), aside / file, metadata={"format": "pt"})
+        save_file(
+            dict(_merged_tensors(built, sources, origin, names)), aside / file, metadata={"format": "pt"}
+        )
         place |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(_bytes(e) for e in sources[0].entries.values())
@@ -235,7 +254,9 @@ def merge_one(built: Built, name: str, tensors: list[Tensor], base: Tensor | Non
     except UsageError as e:
         raise UsageError(e.what, where=e.where or built.id, hint=e.hint) from e
     if result.shape != first.shape:
-        raise MetierError(f"{built.id} made {list(result.shape)} of the tensor {name!r}, which is {list(first.shape)}")
+        raise MetierError(
+            f"{built.id} made {list(result.shape)} of the tensor {name!r}, which is {list(first.shape)}"
+        )
     result = result.to(first.dtype).contiguous()
     if not bool(torch.isfinite(result).all()):
         raise MetierError(f"the merged tensor {name!r} is not finite")
@@ -243,7 +264,8 @@ def merge_one(built: Built, name: str, tensors: list[Tensor], base: Tensor | Non
 
 
 def _copy_companions(candidates: Sequence[Input], aside: Path) -> str | None:
-    """Copy configuration and tokenizer from the first candidate that has them; a checkpoint's are in its run."""
+    """Copy configuration and tokenizer from the first candidate that has them; a checkpoint's are in its
+    run."""
     folders = [f for c in candidates for f in _config_folders(c)]
     for folder in folders:
         if (folder / "config.json").is_file():

@@ -85,6 +85,28 @@ def load(name: str, *, task: Task = "lm", num_labels: int = 2, dtype: torch.dtyp
         torch.set_rng_state(state)
 
 
+def tokenizer_of(name: str) -> Any:
+    """The tokenizer of a model, without loading the model."""
+    import transformers
+
+    check(name)
+    if name.startswith("lab/"):
+        from metier.lab.tokenizer import lab_tokenizer
+
+        return lab_tokenizer()
+    where, source = _located(name)
+    try:
+        return _padded(transformers.AutoTokenizer.from_pretrained(where))
+    except (OSError, ValueError) as e:
+        raise _load_error(name, source, e) from None
+
+
+def _padded(tokenizer: Any) -> Any:
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def _auto(task: Task) -> Any:
     import transformers
 
@@ -154,12 +176,10 @@ def _pretrained(name: str, where: str, source: str, task: Task, num_labels: int,
     more = {"num_labels": num_labels, "ignore_mismatched_sizes": True} if task == "classify" else {}
     try:
         with _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+            tokenizer = _padded(transformers.AutoTokenizer.from_pretrained(where))
             model = _auto(task).from_pretrained(where, dtype=dtype, attn_implementation="sdpa", **more)
     except (OSError, ValueError) as e:
         raise _load_error(name, source, e) from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return Bundle(model, tokenizer, name, source, _fingerprint(model, name))

@@ -309,10 +309,10 @@ def _two_way(closure: Callable[..., Any], params: list[Tensor]) -> Callable[...,
             for p in params:
                 p.grad = None
         with torch.set_grad_enabled(backward or not accepts):
-            loss = float(closure(backward=backward) if accepts else closure())
+            value = closure(backward=backward) if accepts else closure()
         if not backward and not accepts:
             for p in params:
                 p.grad = None
-        return loss
+        return value.item() if isinstance(value, Tensor) else float(value)
 
     return evaluate

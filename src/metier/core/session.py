@@ -74,7 +74,7 @@ class Session:
 
         ctx = self.context
         resumed = checkpoint.resume(self)
-        self.log.start(resumed or 0)
+        self.log.start(resumed or 0, ctx.clock.steps)
         if resumed is not None:
             ctx.emit({"event": "notice", "step": resumed, "text": f"continuing after step {resumed} of {ctx.clock.steps}"})
         self.batches = iter(self.loader)
@@ -118,6 +118,7 @@ def open_session(
     engine = engines.start(run.train.device, run.train.precision, run.train.strategy)
     with contextlib.ExitStack() as stack:
         stack.callback(engine.close)
+        engines.reset_peak_memory(engine.device)
         if engine.main:
             stack.enter_context(lock.run_folder(folder))
             if fresh:

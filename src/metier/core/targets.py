@@ -28,11 +28,20 @@ def fresh_head(model: nn.Module) -> list[str]:
     return [n for n, _ in model.named_parameters() if n.split(".")[0] in HEADS]
 
 
+def task_type(model: nn.Module) -> str | None:
+    """PEFT's word for what the model is for, from its class name."""
+    name = type(model).__name__
+    if name.endswith("ForSequenceClassification"):
+        return "SEQ_CLS"
+    return "CAUSAL_LM" if name.endswith(("ForCausalLM", "LMHeadModel")) else None
+
+
 def linear_targets(model: nn.Module, targets: Targets = None) -> list[str]:
     """Full names of the linear layers that ``targets`` choose, in the model's order.
 
-    ``all-linear`` (default), ``attention`` and ``mlp`` choose among the layers within the transformer blocks; a glob
-    chooses among all linear layers, by full name or by its end. Raises ``UsageError`` when an entry matches nothing.
+    ``all-linear`` (default), ``attention`` and ``mlp`` choose among the layers within the transformer blocks;
+    a glob chooses among all linear layers, by full name or by its end. Raises ``UsageError`` when an entry
+    matches nothing.
     """
     named = [n for n, m in model.named_modules() if is_linear(m) and not _in_head(model, n)]
     prefixes = block_names(model)
@@ -84,7 +93,8 @@ def _in_head(model: nn.Module, name: str) -> bool:
 
 
 def _sublayer(model: nn.Module, block: str, word: str) -> str | None:
-    """The module whose output is the sub-layer's, before the residual sum (and before the norm in post-norm models)."""
+    """The module whose output is the sub-layer's, before the residual sum (and before the norm in post-norm
+    models)."""
     children = [n for n, _ in model.get_submodule(block).named_children()]
     if word == "attention":
         found = next((c for c in children if _is_attention(c) and "norm" not in c.lower()), None)
@@ -111,7 +121,10 @@ def _has(model: nn.Module, name: str) -> bool:
 
 
 def _select(
-    targets: str | Iterable[str], words: tuple[str, ...], keyword: Callable[[str], list[str]], named: list[str]
+    targets: str | Iterable[str],
+    words: tuple[str, ...],
+    keyword: Callable[[str], list[str]],
+    named: list[str],
 ) -> list[str]:
     chosen: set[str] = set()
     for target in [targets] if isinstance(targets, str) else targets:

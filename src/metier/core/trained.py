@@ -22,7 +22,8 @@ TASKS = {"CausalLM": "lm", "MaskedLM": "lm", "LMHeadModel": "lm", "SequenceClass
 
 @dataclass(frozen=True)
 class Trained:
-    """A run's result. With an adapter, base and tuned are one model; otherwise the base is loaded on first use."""
+    """A run's result. With an adapter, base and tuned are one model; otherwise the base is loaded on first
+    use."""
 
     folder: Path
     run: Run
@@ -48,7 +49,8 @@ class Trained:
 def open_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Trained:
     """Load the result of the run in ``folder`` for inference.
 
-    Raises ``UsageError`` when it is no run or has no result yet, ``MetierError`` when the base model has changed since.
+    Raises ``UsageError`` when it is no run or has no result yet, ``MetierError`` when the base model has
+    changed since.
     """
     folder = Path(folder)
     record = read_record(folder)
@@ -86,7 +88,8 @@ def dtype_of(run: Run) -> torch.dtype:
 
 
 def load_folder(folder: Path, run: Run) -> models.Bundle:
-    """A model folder written by a run or an export, in the run's type, without the random parts of a fresh load."""
+    """A model folder written by a run or an export, in the run's type, without the random parts of a fresh
+    load."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     names = config.get("architectures") or [""]
     task = next((t for end, t in TASKS.items() if names[0].endswith(end)), "lm")
@@ -136,9 +139,15 @@ def encode_prompt(tokenizer: Any, prompt: str) -> torch.Tensor:
 
 @torch.inference_mode()
 def answer(
-    model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 128, temperature: float = 0.0, seed: int = 0,
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
     decode: Sequence[Any] = (),
-) -> str:  # fmt: skip
+) -> str:
     """Generate from ``model``; greedy at temperature 0, else plain sampling seeded by ``seed``.
 
     ``decode`` are bound decoding parts: those with ``attach`` are entered around the generation, those with
@@ -149,7 +158,11 @@ def answer(
     if not hasattr(model, "generate") or not model.can_generate():
         raise UsageError(f"{type(model).__name__} does not generate text")
     ids = encode_prompt(tokenizer, prompt).to(model.device)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature > 0
+        else {"do_sample": False}
+    )
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     with contextlib.ExitStack() as stack:
         cuda = [model.device] if model.device.type == "cuda" else []

@@ -1,4 +1,5 @@
-"""How the contract suites get an instance of any part: its defaults, and something valid for what has none."""
+"""How the contract suites get an instance of any part: its defaults, and something valid for what has
+none."""
 
 import typing
 from collections.abc import Mapping
@@ -22,7 +23,9 @@ def sample(id: str, **given: Any) -> Built:
     try:
         return part.build(kind, {name: {**made, **example, **given}})
     except part.UsageError as e:
-        raise AssertionError(f"{id}: give it an attribute `example` with options that the suites can use ({e})") from e
+        raise AssertionError(
+            f"{id}: give it an attribute `example` with options that the suites can use ({e})"
+        ) from e
 
 
 def value_of(option: Option) -> Any:

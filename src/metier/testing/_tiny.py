@@ -1,5 +1,7 @@
-"""A run in miniature for the contract suites: a very small model, a few layouts, a context, training steps."""
+"""A run in miniature for the contract suites: a very small model, a few layouts, a context, training
+steps."""
 
+import inspect
 import tempfile
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,7 +40,8 @@ def layout(rows: list[list[int]], label: list[int] | None = None) -> Layout:
     return Layout(
         input_ids=ids, position_ids=torch.arange(width).expand(len(rows), -1) * real, group=real,
         branch=torch.zeros_like(ids), row=row, col=col, target=ids[row, col + 1], sequence=row,
-        ids=tuple(f"rows:{i}" for i in range(len(rows))), label=None if label is None else torch.tensor(label),
+        ids=tuple(f"rows:{i}" for i in range(len(rows))),
+        label=None if label is None else torch.tensor(label),
         answers=(1,) * len(rows),
     )  # fmt: skip
 
@@ -111,9 +114,18 @@ def tiny(*listeners: Any, model: Any = None, steps: int = 8) -> Tiny:
     optimizer = torch.optim.SGD(bundle.model.parameters(), lr=0.1)
     folder = Path(tempfile.gettempdir())
     return Tiny(
-        Context(run, bundle, engine, optimizer, module, folder, Clock(0, steps, 0, 40.0), lambda e: None, dict),
+        Context(
+            run, bundle, engine, optimizer, module, folder, Clock(0, steps, 0, 40.0), lambda e: None, dict
+        ),
         list(listeners),
     )
+
+
+def cached(model: Any, ids: Tensor, cache: Any = None) -> Any:
+    """Output of a forward pass that continues ``cache``, under the name that this transformers gives the
+    argument."""
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return model(input_ids=ids, use_cache=True, **({} if cache is None else {name: cache}))
 
 
 def weights(model: Any) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 import copy
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from metier.core.part import Built
 OPTIONS: dict[str, Mapping[str, Any]] = {"adapter/peft": {"config": "IA3Config"}}
 """Options for parts that cannot be made without any."""
 START = 2e-2
-"""Adapters that start near the base, not at it, may differ by this much at the start (logits of tiny models)."""
+"""Adapters that start near the base, not at it, may differ by this much at the start (logits of tiny
+models)."""
 
 
 def tiny(family: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
@@ -27,13 +27,16 @@ def tiny(family: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         if family == "gpt2":
-            config = GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0)
+            config = GPT2Config(
+                vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+            )
             model: Any = GPT2LMHeadModel(config)
         else:
             model = LlamaForCausalLM(
                 LlamaConfig(
-                    vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                    num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+                    vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+                    bos_token_id=0, eos_token_id=0, pad_token_id=0,
                 )
             )  # fmt: skip
     return model.to(dtype).eval()
@@ -100,7 +103,7 @@ def _disabled_is_the_base(built: Built, family: str) -> None:
 
 def _only_the_adapter_trains(built: Built, family: str) -> None:
     model = tiny(family)
-    base = {id(p): (n, p.detach().clone()) for n, p in model.named_parameters()}
+    base = {id(p): (n, p) for n, p in model.named_parameters()}  # holding p: ids are reused
     attached = put(built, model)
     disturb(attached)
     attached.model(tokens()).logits.float().pow(2).mean().backward()
@@ -111,7 +114,9 @@ def _only_the_adapter_trains(built: Built, family: str) -> None:
         assert p.grad is not None, f"{built.id}: a trainable parameter gets no gradient"
         assert torch.isfinite(p.grad).all(), f"{built.id}: a gradient is not finite"
         assert id(p) not in base or id(p) in declared, f"{built.id} trains {base[id(p)][0]} of the base"
-    assert any(bool(p.grad.ne(0).any()) for p in trainable if p.grad is not None), f"{built.id}: all gradients are zero"
+    assert any(bool(p.grad.ne(0).any()) for p in trainable if p.grad is not None), (
+        f"{built.id}: all gradients are zero"
+    )
     assert all(p.grad is None for p in attached.model.parameters() if not p.requires_grad)
 
 
@@ -136,7 +141,9 @@ def _merged_is_the_same(built: Built, family: str) -> None:
         raise AssertionError(f"{built.id} says it cannot be merged, and merges")
     merged = attached.merge()
     torch.testing.assert_close(logits(merged), tuned, rtol=1e-4, atol=1e-4)
-    assert {n: type(m) for n, m in merged.named_modules()} == plain, f"{built.id} leaves other modules after merging"
+    assert {n: type(m) for n, m in merged.named_modules()} == plain, (
+        f"{built.id} leaves other modules after merging"
+    )
 
 
 def _saves_and_loads_exactly(built: Built, family: str) -> None:
@@ -145,8 +152,12 @@ def _saves_and_loads_exactly(built: Built, family: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         attached.save(folder)
         again = load_adapter(tiny(family), folder)
-    assert again.count == attached.count, f"{built.id}: {attached.count} parameters saved, {again.count} loaded"
-    assert torch.equal(logits(again.model), logits(attached.model)), f"{built.id} is another one after loading"
+    assert again.count == attached.count, (
+        f"{built.id}: {attached.count} parameters saved, {again.count} loaded"
+    )
+    assert torch.equal(logits(again.model), logits(attached.model)), (
+        f"{built.id} is another one after loading"
+    )
 
 
 def _counts(built: Built, family: str) -> None:
@@ -165,8 +176,13 @@ def _targets_must_match(built: Built, family: str) -> None:
 
 
 def _same_seed_same_start(built: Built, family: str) -> None:
-    states = [{n: p for n, p in put(built, tiny(family), seed).model.named_parameters() if p.requires_grad} for seed in (5, 5)]
-    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0]), f"{built.id}: one seed, two starts"
+    states = [
+        {n: p for n, p in put(built, tiny(family), seed).model.named_parameters() if p.requires_grad}
+        for seed in (5, 5)
+    ]
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0]), (
+        f"{built.id}: one seed, two starts"
+    )
 
 
 def _half_precision_base(built: Built, family: str) -> None:
@@ -176,7 +192,12 @@ def _half_precision_base(built: Built, family: str) -> None:
     assert out.dtype == torch.bfloat16, f"{built.id} changes the type of the output"
     assert torch.isfinite(out).all()
     if isinstance(next(iter(attached.adapters.values()), None), LinearAdapter):
-        own = [p for a in attached.adapters.values() for n, p in a.named_parameters() if not n.startswith("base.")]
+        own = [
+            p
+            for a in attached.adapters.values()
+            for n, p in a.named_parameters()
+            if not n.startswith("base.")
+        ]
         assert all(p.dtype == torch.float32 for p in own), f"{built.id} trains in half precision"
 
 

@@ -21,14 +21,23 @@ def check(id: str) -> list[str]:
     """Run the suite on the hook ``id``. Returns the names of the checks; raises ``AssertionError``."""
     hook = sample(id).obj
     assert any(callable(getattr(hook, e, None)) for e in EVENTS), f"{id} listens to no event"
-    assert hasattr(hook, "state_dict") == hasattr(hook, "load_state_dict"), f"{id} saves state without loading it, or the reverse"
+    assert hasattr(hook, "state_dict") == hasattr(hook, "load_state_dict"), (
+        f"{id} saves state without loading it, or the reverse"
+    )
     whole = _trained(id)
     _repeatable(id, whole)
     _resumes(id, whole)
     _evaluation_leaves_no_trace(id, whole)
     _evaluation_is_deterministic(id)
     _ends_finite(id)
-    return ["events", "repeatable", "resumes", "evaluation leaves no trace", "evaluation is deterministic", "ends finite"]
+    return [
+        "events",
+        "repeatable",
+        "resumes",
+        "evaluation leaves no trace",
+        "evaluation is deterministic",
+        "ends finite",
+    ]
 
 
 def _trained(id: str, *, evaluate: bool = False) -> dict[str, Tensor]:
@@ -72,7 +81,9 @@ def _resumes(id: str, whole: dict[str, Tensor]) -> None:
         second.step()
     for _ in range(STEPS - STEPS // 2):
         first.step()
-    assert same(weights(second.context.model), whole), f"{id}: a resumed run ends elsewhere; something is missing in state_dict"
+    assert same(weights(second.context.model), whole), (
+        f"{id}: a resumed run ends elsewhere; something is missing in state_dict"
+    )
     if state is not None:
         assert _equal(new.state_dict(), old.state_dict()), f"{id}: the state of a resumed run differs"
 
@@ -89,7 +100,9 @@ def _copied(value: Any, id: str) -> Any:
     try:
         return json.loads(json.dumps(value))
     except TypeError:
-        raise AssertionError(f"{id}: {type(value).__name__} in the state is neither a tensor nor JSON") from None
+        raise AssertionError(
+            f"{id}: {type(value).__name__} in the state is neither a tensor nor JSON"
+        ) from None
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -115,7 +128,9 @@ def _evaluation_leaves_no_trace(id: str, whole: dict[str, Tensor]) -> None:
 def _evaluation_is_deterministic(id: str) -> None:
     run = _started(id)
     run.step()
-    assert run.evaluate() == run.evaluate(), f"{id}: two evaluations in a row differ (is it active in eval mode?)"
+    assert run.evaluate() == run.evaluate(), (
+        f"{id}: two evaluations in a row differ (is it active in eval mode?)"
+    )
 
 
 def _ends_finite(id: str) -> None:
@@ -123,7 +138,9 @@ def _ends_finite(id: str) -> None:
     for _ in range(STEPS):
         run.step()
     run.dispatch("on_end", run.context)
-    assert all(torch.isfinite(t).all() for t in run.context.model.state_dict().values()), f"{id}: weights are not finite at the end"
+    assert all(torch.isfinite(t).all() for t in run.context.model.state_dict().values()), (
+        f"{id}: weights are not finite at the end"
+    )
     json.dumps(run.context.metrics, default=float)
     never = sample(id).obj
     if hasattr(never, "state_dict"):

@@ -50,6 +50,7 @@ class Case:
 
     @property
     def units(self) -> int:
+        """Number of loss units of the synthetic batch."""
         return N if self.reads in (Tokens, Rollouts) else B
 
     def batch(self, extreme: float | None = None) -> Any:
@@ -63,7 +64,11 @@ class Case:
     def run(self, batch: Any, *, noise: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of a batch, the same at every call. ``noise``: let ``embed`` change the scores."""
         torch.manual_seed(1)
-        result = self.obj(batch) if isinstance(self.obj, partial) else self.obj(_forward(batch, noise), _rows(batch))
+        result = (
+            self.obj(batch)
+            if isinstance(self.obj, partial)
+            else self.obj(_forward(batch, noise), _rows(batch))
+        )
         return result if isinstance(result, tuple) else (result, {})
 
 
@@ -72,7 +77,7 @@ def _case(id: str) -> Case:
     return Case(built.obj, batch_type(built.obj), frozenset(getattr(built.obj, "needs", built.card.needs)))
 
 
-# --- synthetic batches ---------------------------------------------------------------------------------------
+# --- synthetic batches -------------------------------------------------------------------------------------
 
 
 def _logps(*shape: int, scale: float = 3.0) -> Tensor:
@@ -94,7 +99,9 @@ def _tokens(needs: frozenset[str]) -> Tokens:
 def _pairs(needs: frozenset[str]) -> Pairs:
     ref = [_logps(B, scale=9.0), _logps(B, scale=9.0)] if "reference" in needs else [None, None]
     lengths = [torch.tensor(v, dtype=torch.float64) for v in ([3, 5, 2, 4], [4, 2, 6, 3])]
-    return Pairs(_logps(B, scale=9.0), _logps(B, scale=9.0), *lengths, *ref, torch.rand(B, dtype=torch.float64))
+    return Pairs(
+        _logps(B, scale=9.0), _logps(B, scale=9.0), *lengths, *ref, torch.rand(B, dtype=torch.float64)
+    )
 
 
 def _rated(needs: frozenset[str]) -> Rated:
@@ -107,14 +114,22 @@ def _lists(needs: frozenset[str]) -> Lists:
     present = torch.tensor([[True] * K, [True] * K, [True, True, False], [True] * K])
     ref = _logps(B, K, scale=9.0) * present if "reference" in needs else None
     length = torch.randint(2, 7, (B, K)).double() * present
-    return Lists(_logps(B, K, scale=9.0) * present, length, torch.randn(B, K, dtype=torch.float64), present, ref)
+    return Lists(
+        _logps(B, K, scale=9.0) * present, length, torch.randn(B, K, dtype=torch.float64), present, ref
+    )
 
 
 def _rollouts(needs: frozenset[str]) -> Rollouts:
     logps = _logps(N)
     old = logps + 0.05 * torch.randn(N, dtype=torch.float64)
     ref = _logps(N) if "reference" in needs else None
-    return Rollouts(logps, old, torch.tensor([0, 0, 1, 1, 2, 3, 3]), torch.tensor([[1.0, 0.0], [0.3, 0.9]], dtype=torch.float64), ref)
+    return Rollouts(
+        logps,
+        old,
+        torch.tensor([0, 0, 1, 1, 2, 3, 3]),
+        torch.tensor([[1.0, 0.0], [0.3, 0.9]], dtype=torch.float64),
+        ref,
+    )
 
 
 def _labels(needs: frozenset[str]) -> Labels:
@@ -152,7 +167,8 @@ def _alternating(like: Tensor, name: str, size: float) -> Tensor:
 
 
 def _forward(batch: Any, noise: bool) -> Callable[..., Any]:
-    """Scores as a function of embeddings, for objectives that score again: the embeddings are added linearly."""
+    """Scores as a function of embeddings, for objectives that score again: the embeddings are added
+    linearly."""
     embedded = torch.zeros(1, batch_rows(batch), WIDTH, dtype=torch.float64)
 
     def forward(_: Any, embed: Callable[[Tensor], Tensor] | None = None, **overrides: Any) -> Any:
@@ -179,11 +195,13 @@ def _rows(batch: Any) -> Any:
     return layout([[1, 2, 3], [4, 5, 6, 7, 8, 9]])
 
 
-# --- checks --------------------------------------------------------------------------------------------------
+# --- checks ------------------------------------------------------------------------------------------------
 
 
 def _shape(id: str, case: Case, loss: Tensor, metrics: dict[str, Tensor]) -> None:
-    assert loss.shape == (case.units,), f"{id}: loss has shape {tuple(loss.shape)}, expected [{case.units}] (one per unit)"
+    assert loss.shape == (case.units,), (
+        f"{id}: loss has shape {tuple(loss.shape)}, expected [{case.units}] (one per unit)"
+    )
     assert loss.dtype == torch.float64, f"{id}: float64 scores gave a {loss.dtype} loss"
     for name, value in metrics.items():
         assert value.shape in ((), (case.units,)), f"{id}: metric {name} has shape {tuple(value.shape)}"
@@ -199,7 +217,9 @@ def _gradient(id: str, case: Case) -> str:
         return case.run(_with(batch, dict(zip(names, leaves, strict=True))))[0]
 
     grads = torch.autograd.grad(loss(*values).sum(), values, allow_unused=True)
-    assert any(g is not None and g.abs().max() > 0 for g in grads), f"{id}: no gradient reaches the policy's scores"
+    assert any(g is not None and g.abs().max() > 0 for g in grads), (
+        f"{id}: no gradient reaches the policy's scores"
+    )
     assert all(g is None or torch.isfinite(g).all() for g in grads), f"{id}: the gradient is not finite"
     source = inspect.getsource(inspect.getmodule(part.load(id)))  # type: ignore[arg-type]
     if "detach" in source or "no_grad" in source:
@@ -215,16 +235,22 @@ def _finite_at_extremes(id: str, case: Case) -> None:
             values = {n: getattr(batch, n).clone().requires_grad_() for n in _leaves(batch)}
             loss, metrics = case.run(_with(batch, values))
             loss.sum().backward()
-            assert torch.isfinite(loss).all(), f"{id}: loss {loss.tolist()} at scores of size {size:g} in {kind}"
+            assert torch.isfinite(loss).all(), (
+                f"{id}: loss {loss.tolist()} at scores of size {size:g} in {kind}"
+            )
             for name, v in values.items():
-                assert v.grad is None or torch.isfinite(v.grad).all(), f"{id}: gradient of {name} at size {size:g} in {kind}"
+                assert v.grad is None or torch.isfinite(v.grad).all(), (
+                    f"{id}: gradient of {name} at size {size:g} in {kind}"
+                )
             for name, m in metrics.items():
                 assert torch.isfinite(m).all(), f"{id}: metric {name} at scores of size {size:g} in {kind}"
 
 
 def _cast(batch: Any, kind: torch.dtype) -> Any:
     floats = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return replace(batch, **{n: v.to(kind) for n, v in floats.items() if v is not None and v.is_floating_point()})
+    return replace(
+        batch, **{n: v.to(kind) for n, v in floats.items() if v is not None and v.is_floating_point()}
+    )
 
 
 def _permutation(id: str, case: Case) -> None:
@@ -238,7 +264,9 @@ def _permutation(id: str, case: Case) -> None:
     }
     plain, _ = case.run(batch, noise=False)
     permuted, _ = case.run(replace(batch, **moved), noise=False)
-    assert torch.allclose(plain[order], permuted, atol=1e-9), f"{id}: the loss depends on the order of the batch"
+    assert torch.allclose(plain[order], permuted, atol=1e-9), (
+        f"{id}: the loss depends on the order of the batch"
+    )
 
 
 def _inputs_unchanged(id: str, case: Case) -> None:

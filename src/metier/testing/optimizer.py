@@ -97,11 +97,12 @@ def _outside(annotation: Any) -> list[float]:
     if get_origin(annotation) is not Annotated:
         return [v for a in get_args(annotation) if get_origin(a) is Annotated for v in _outside(a)]
     out: list[float] = []
-    for bound in annotation.__metadata__:
-        out += [bound.gt, bound.gt - 1] if isinstance(bound, Gt) else []
-        out += [bound.ge - 1] if isinstance(bound, Ge) else []
-        out += [bound.lt, bound.lt + 1] if isinstance(bound, Lt) else []
-        out += [bound.le + 1] if isinstance(bound, Le) else []
+    bounds: tuple[Any, ...] = annotation.__metadata__
+    for bound in bounds:
+        out += [bound.gt, bound.gt - 1] if type(bound) is Gt else []
+        out += [bound.ge - 1] if type(bound) is Ge else []
+        out += [bound.lt, bound.lt + 1] if type(bound) is Lt else []
+        out += [bound.le + 1] if type(bound) is Le else []
     return out
 
 

@@ -44,7 +44,9 @@ def _run(
 ) -> list[Any]:  # fmt: skip
     given: list[Any] = []
     rng = np.random.default_rng([seed, epoch])
-    stream = sample(id).obj.stream(inputs, epoch=epoch, rng=rng, progress=lambda: min(progress(len(given)), 1.0))
+    stream = sample(id).obj.stream(
+        inputs, epoch=epoch, rng=rng, progress=lambda: min(progress(len(given)), 1.0)
+    )
     for example in islice(stream, MOST):
         given.append(example)
     return given
@@ -74,7 +76,9 @@ def _resumable(id: str, inputs: Mapping[str, Sequence[Any]], whole: list[Any]) -
     """
     for skipped in (1, len(whole) // 2):
         again = _run(id, inputs, progress=lambda n, k=skipped: 0.99 if n < k else n / 20)
-        assert again[skipped:] == whole[skipped:], f"{id}: after skipping {skipped} examples the stream continues differently"
+        assert again[skipped:] == whole[skipped:], (
+            f"{id}: after skipping {skipped} examples the stream continues differently"
+        )
 
 
 def _nothing_invented(id: str, inputs: Mapping[str, Sequence[Any]], whole: list[Any]) -> None:
@@ -89,13 +93,15 @@ def _kinds_of_inputs() -> Iterator[dict[str, list[Any]]]:
 
 
 def _meta(i: int) -> dict[str, Any]:
-    return {"path": f"https://site{i % 3}.example/page{i}", "url": f"https://site{i % 3}.example/", "source": f"s{i % 2}",
-            "answer": str(i)}  # fmt: skip
+    site = f"https://site{i % 3}.example/"
+    return {"path": f"{site}page{i}", "url": site, "source": f"s{i % 2}", "answer": str(i)}
 
 
 MAKERS: dict[str, Callable[[str, int], Any]] = {
     "text": lambda id, i: formats.Text(text=f"text {i} of {id}", id=id, meta=_meta(i)),
-    "completion": lambda id, i: formats.Completion(prompt=f"ask {id}", completion=f"answer {i}", id=id, meta=_meta(i)),
+    "completion": lambda id, i: formats.Completion(
+        prompt=f"ask {id}", completion=f"answer {i}", id=id, meta=_meta(i)
+    ),
     "preference": lambda id, i: formats.Preference(
         prompt=f"ask {id}", chosen=f"good {i}", rejected=f"bad {i}", id=id, meta=_meta(i), margin=None
     ),

@@ -48,28 +48,39 @@ GOOD = [
      Chat((MU("u"), MA("a")))),
     ("sharegpt", {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "u"},
      {"from": "gpt", "value": "a"}]}, Chat((MS("s"), MU("u"), MA("a")))),
-    ("sharegpt", {"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}], "system": "s"},
+    ("sharegpt", {"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}],
+     "system": "s"},
      Chat((MS("s"), MU("u"), MA("a")))),
     ("alpaca", {"instruction": "i", "input": "x", "output": "o"}, Completion("i\n\nx", "o")),
     ("alpaca", {"instruction": "i", "input": "", "output": "o"}, Completion("i", "o")),
     ("alpaca", {"instruction": "i", "output": "o", "system": "s"}, Completion((MS("s"), MU("i")), "o")),
     ("prompt-completion", {"prompt": "p", "completion": " c"}, Completion("p", " c")),
-    ("prompt-completion", {"prompt": [S("s"), U("u")], "completion": [A("c")]}, Completion((MS("s"), MU("u")), "c")),
+    ("prompt-completion", {"prompt": [S("s"), U("u")], "completion": [A("c")]},
+     Completion((MS("s"), MU("u")), "c")),
     ("preference", {"prompt": "p", "chosen": "c", "rejected": "r"}, Preference("p", "c", "r")),
-    ("preference", {"prompt": "p", "chosen": "c", "rejected": "r", "margin": 2}, Preference("p", "c", "r", 2.0)),
-    ("preference", {"prompt": [U("u")], "chosen": [A("c")], "rejected": [A("r")]}, Preference((MU("u"),), "c", "r")),
+    ("preference", {"prompt": "p", "chosen": "c", "rejected": "r", "margin": 2}, Preference("p", "c",
+     "r", 2.0)),
+    ("preference", {"prompt": [U("u")], "chosen": [A("c")], "rejected": [A("r")]}, Preference((MU("u"),),
+     "c", "r")),
     ("preference", {"prompt": "u", "chosen": [U("u"), A("c")], "rejected": [U("u"), A("r")]},
      Preference((MU("u"),), "c", "r")),
-    ("preference-implicit", {"chosen": [U("u"), A("x"), U("v"), A("c")], "rejected": [U("u"), A("x"), U("v"), A("r")],
+    ("preference-implicit", {"chosen": [U("u"), A("x"), U("v"), A("c")],
+     "rejected": [U("u"), A("x"), U("v"), A("r")],
      "score_chosen": 8.5, "score_rejected": 6}, Preference((MU("u"), MA("x"), MU("v")), "c", "r", 2.5)),
-    ("preference-implicit", {"chosen": "\n\nHuman: hi\n\nAssistant: I am well", "rejected": "\n\nHuman: hi\n\nAssistant: I go"},
+    ("preference-implicit", {"chosen": "\n\nHuman: hi\n\nAssistant: I am well",
+     "rejected": "\n\nHuman: hi\n\nAssistant: I go"},
      Preference("\n\nHuman: hi\n\nAssistant:", " I am well", " I go")),
-    ("preference-implicit", {"chosen": "One two cat", "rejected": "One two car"}, Preference("One two", " cat", " car")),
+    ("preference-implicit", {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: yes d",
+     "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: yes e"},
+     Preference("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", " yes d", " yes e")),
+    ("preference-implicit", {"chosen": "One two cat", "rejected": "One two car"}, Preference("One two",
+     " cat", " car")),
     ("preference-implicit", {"chosen": "Q: a b", "rejected": "Q: a b c"}, Preference("Q: a", " b", " b c")),
     ("unpaired", {"prompt": "p", "completion": "c", "label": True}, Judged("p", "c", True)),
     ("unpaired", {"prompt": [U("u")], "completion": [A("c")], "label": 0}, Judged((MU("u"),), "c", False)),
     ("unpaired", {"prompt": "p", "completion": "c", "label": "False"}, Judged("p", "c", False)),
-    ("ranked", {"prompt": "p", "completions": ["a", "b"], "scores": [1, 0.5]}, Ranked("p", ("a", "b"), (1.0, 0.5))),
+    ("ranked", {"prompt": "p", "completions": ["a", "b"], "scores": [1, 0.5]}, Ranked("p", ("a",
+     "b"), (1.0, 0.5))),
     ("classification", {"text": "t", "label": "1"}, Labelled("t", None, 1)),
     ("classification", {"text": "t", "pair": "u", "label": "good"}, Labelled("t", "u", "good")),
     ("classification", {"text": "t", "label": 2.0}, Labelled("t", None, 2)),
@@ -118,7 +129,8 @@ BAD = [
     ("messages", {"messages": ["a"]}, "messages[0] is a string"),
     ("messages", {"messages": [U("a"), {"role": "assistant", "tool_calls": [{}]}]}, "tool_calls"),
     ("sharegpt", {"conversations": [{"from": "human", "value": "u"}]}, "no assistant turn"),
-    ("sharegpt", {"conversations": [{"from": "system", "value": "s"}, {"from": "gpt", "value": "a"}], "system": "t"},
+    ("sharegpt", {"conversations": [{"from": "system", "value": "s"}, {"from": "gpt", "value": "a"}],
+     "system": "t"},
      "both 'system'"),
     ("alpaca", {"instruction": "i", "output": ""}, "output is empty"),
     ("alpaca", {"instruction": "i", "input": 3, "output": "o"}, "input is the number 3"),
@@ -131,12 +143,14 @@ BAD = [
     ("preference-implicit", {"chosen": [A("c")], "rejected": [A("r")]}, "share no prompt"),
     ("preference-implicit", {"chosen": [U("u"), A("c")], "rejected": [U("u"), A("c")]}, "are equal"),
     ("preference-implicit", {"chosen": [U("u"), A("c"), U("x")], "rejected": [U("u"), A("r")]}, "2 messages"),
-    ("unpaired", {"prompt": "p", "completion": "c", "label": 2}, "label is the number 2, expected true or false"),
+    ("unpaired", {"prompt": "p", "completion": "c", "label": 2},
+     "label is the number 2, expected true or false"),
     ("ranked", {"prompt": "p", "completions": ["a", "b"], "scores": [1]}, "2 completions but 1 scores"),
     ("ranked", {"prompt": "p", "completions": ["a"], "scores": [1]}, "at least 2"),
     ("ranked", {"prompt": "p", "completions": ["a", "b"], "scores": [1, float("inf")]}, "scores[1] is inf"),
     ("ranked", {"prompt": "p", "completions": ["a", ""], "scores": [1, 2]}, "completions[1] is empty"),
-    ("ranked", {"prompt": "p", "completions": "ab", "scores": [1, 2]}, "completions is a string, expected a list"),
+    ("ranked", {"prompt": "p", "completions": "ab", "scores": [1, 2]},
+     "completions is a string, expected a list"),
     ("classification", {"text": "t", "label": -1}, "label is -1"),
     ("classification", {"text": "t", "label": 0.5}, "label is the number 0.5"),
     ("classification", {"text": "t", "label": ""}, "label is empty"),
@@ -152,12 +166,14 @@ def test_bad_rows_give_their_reason(name, row, reason):
     assert reason in str(e.value)
 
 
+inner_keys = st.sampled_from(
+    ["role", "content", "from", "value", "is_correct", "solution", "text", "tool_calls"]
+)
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["role", "content", "from", "value", "is_correct", "solution", "text", "tool_calls"]), inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(inner_keys, inner),
     max_leaves=8,
-)  # fmt: skip
+)
 keys = sorted({k for f in FORMATS.values() for k in (*f.needs, *f.takes)})
 
 
@@ -188,7 +204,7 @@ def test_implicit_prompt_and_answers_rebuild_the_strings(a, b):
     assert e.prompt + e.rejected == b
 
 
-# --- several solutions ----------------------------------------------------------------------------------------------
+# --- several solutions ------------------------------------------------------------------------------------
 
 
 def test_each_right_solution_meets_one_wrong_one_in_turn():
@@ -213,7 +229,7 @@ def test_rows_without_a_pair_are_left_out_and_counted():
         convert(right, "graded-solutions")
 
 
-# --- recognition ----------------------------------------------------------------------------------------------------
+# --- recognition ------------------------------------------------------------------------------------------
 
 
 def test_recognition_is_said():
@@ -266,7 +282,7 @@ def test_unknown_format_names_the_nearest():
         examples(Rows.of([{"text": "a"}]), "sharegtp")
 
 
-# --- all bad rows at once (P9) --------------------------------------------------------------------------------------
+# --- all bad rows at once (P9) ----------------------------------------------------------------------------
 
 
 def test_all_bad_rows_are_reported_with_place_reason_and_total(tmp_path):

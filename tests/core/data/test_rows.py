@@ -194,7 +194,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
     assert "Permission denied" in refused(where)
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------
+# --- tables -----------------------------------------------------------------------------------------------
 
 
 def test_csv_with_quotes_newlines_and_crlf(tmp_path):
@@ -289,7 +289,7 @@ def test_parquet(tmp_path):
     assert list(open_rows(packed)) == ROWS
 
 
-# --- text, folders --------------------------------------------------------------------------------------------------
+# --- text, folders ----------------------------------------------------------------------------------------
 
 
 def test_text_file_is_one_row(tmp_path):
@@ -346,7 +346,7 @@ def test_bad_rows_of_several_files_come_together(tmp_path):
     assert "two/b.jsonl row 1" in message
 
 
-# --- columns, hub, lab ----------------------------------------------------------------------------------------------
+# --- columns, hub, lab ------------------------------------------------------------------------------------
 
 
 def test_columns_rename(tmp_path):

@@ -43,9 +43,13 @@ def oracle(layer: LoRA, x: np.ndarray, scale: float) -> np.ndarray:
 def test_formula(options, scale):
     layer = filled(**options)
     x = np.random.default_rng(0).normal(size=(5, 6))
-    np.testing.assert_allclose(layer(torch.tensor(x)).detach().numpy(), oracle(layer, x, scale), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        layer(torch.tensor(x)).detach().numpy(), oracle(layer, x, scale), rtol=1e-12, atol=1e-12
+    )
     weight, bias = layer.merged()
-    expected = layer.base.weight.detach().numpy() + scale * layer.up.detach().numpy() @ layer.down.detach().numpy()
+    expected = (
+        layer.base.weight.detach().numpy() + scale * layer.up.detach().numpy() @ layer.down.detach().numpy()
+    )
     np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
     assert bias is layer.base.bias
 
@@ -85,7 +89,9 @@ def test_we_read_what_peft_writes(tmp_path, family):
     import peft
 
     names = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn"]}[family]
-    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=names, fan_in_fan_out=family == "gpt2", use_rslora=True)
+    config = peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=names, fan_in_fan_out=family == "gpt2", use_rslora=True
+    )
     theirs = peft.get_peft_model(tiny(family), config)
     for n, p in theirs.named_parameters():
         if "lora_B" in n:
@@ -111,7 +117,8 @@ def test_variants_go_through_peft(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"use_dora": True}, {"rank_pattern": {"q": 2}}, {"init_lora_weights": "pissa"}, {"something_new": [1]}]
+    "change",
+    [{"use_dora": True}, {"rank_pattern": {"q": 2}}, {"init_lora_weights": "pissa"}, {"something_new": [1]}],
 )
 def test_from_peft_refuses_what_it_cannot_express(change):
     from peft import LoraConfig

@@ -23,7 +23,11 @@ def test_contract():
 def test_contract_of_other_methods(config):
     options = {"oft_block_size": 8} if config == "OFTConfig" else {}
     # PEFT itself has no LoHa and OFT for GPT-2's transposed layers
-    check("adapter/peft", {"config": config, "options": options}, ("llama", "gpt2")[: 1 + (config == "LoraConfig")])
+    check(
+        "adapter/peft",
+        {"config": config, "options": options},
+        ("llama", "gpt2")[: 1 + (config == "LoraConfig")],
+    )
 
 
 def test_same_as_peft_by_hand():
@@ -69,3 +73,24 @@ def test_pickled_weights_are_not_read(tmp_path):
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     with pytest.raises(UsageError, match="missing"):
         load_adapter(tiny(), tmp_path)
+
+
+def test_a_classifier_trains_its_head(tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from metier.core.adapterfile import task
+
+    def model():
+        torch.manual_seed(0)
+        size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+        return BertForSequenceClassification(BertConfig(vocab_size=61, num_labels=3, **size)).eval()
+
+    before = logits(model())
+    attached = attach(model(), built("LoraConfig", r=2))
+    assert any("classifier" in n for n, p in attached.model.named_parameters() if p.requires_grad)
+    disturb(attached)
+    with attached.disabled() as base:
+        torch.testing.assert_close(logits(base), before)
+    attached.save(tmp_path)
+    assert task(tmp_path) == ("classify", 3)
+    torch.testing.assert_close(logits(load_adapter(model(), tmp_path).model), logits(attached.model))

@@ -1,7 +1,7 @@
 """Oracle of hook/ema: the recursion and its closed form in float64.
 
-Bugs it is meant to catch: decay and 1 - decay exchanged, the missing bias correction, the ramp off by one, half precision
-averages, weights not restored, a resumed average that starts again.
+Bugs it is meant to catch: decay and 1 - decay exchanged, the missing bias correction, the ramp off by one,
+half precision averages, weights not restored, a resumed average that starts again.
 """
 
 import numpy as np
@@ -104,7 +104,9 @@ def test_averages_are_float32_for_bfloat16_weights():
     run.dispatch("on_step", run.context)
     name = "model.norm.weight"
     # bfloat16 would round 1 + 0.0005 to 1.
-    torch.testing.assert_close(hook.average[name] - before[name], torch.full_like(before[name], 0.0005), rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        hook.average[name] - before[name], torch.full_like(before[name], 0.0005), rtol=0.01, atol=0
+    )
 
 
 def test_frozen_weights_are_not_averaged_and_later_freezing_does_not_matter():

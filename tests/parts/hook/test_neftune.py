@@ -1,7 +1,7 @@
 """Oracle of hook/neftune: the noise it adds, seen from outside the embedding layer.
 
-Bugs it is meant to catch: L taken as the padded or the packed length, the square root on the wrong factor, noise in [0, 1],
-noise in evaluation, one noise for the whole run.
+Bugs it is meant to catch: L taken as the padded or the packed length, the square root on the wrong factor,
+noise in [0, 1], noise in evaluation, one noise for the whole run.
 """
 
 from dataclasses import replace

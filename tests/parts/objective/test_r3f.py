@@ -1,7 +1,7 @@
 """Oracle of objective/r3f: the two divergences written out in float64 numpy; what is noised, and how.
 
-Bugs it is meant to catch: one direction of the divergence only, a detached branch, other dropout masks in the second pass,
-the same noise at every call, noise outside its bound, weights of targets forgotten.
+Bugs it is meant to catch: one direction of the divergence only, a detached branch, other dropout masks in the
+second pass, the same noise at every call, noise outside its bound, weights of targets forgotten.
 """
 
 from dataclasses import replace
@@ -65,7 +65,9 @@ def test_tokens(logits):
     loss, metrics = built(weight=0.7)(scorer(clean, replace(clean, logits=b)), ROWS)
     expected = (np.arange(1.0, 7) + 0.7 * divergence(a.numpy(), b.numpy())) * weights.numpy()
     np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-12)
-    np.testing.assert_allclose(metrics["divergence"].numpy(), divergence(a.numpy(), b.numpy()) * weights.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(
+        metrics["divergence"].numpy(), divergence(a.numpy(), b.numpy()) * weights.numpy(), rtol=1e-12
+    )
 
 
 def test_classes(logits):

@@ -1,7 +1,7 @@
 """Oracle of source/metadata-conditioning: what a document becomes, and when.
 
-Bugs it is meant to catch: the cooldown at the wrong end, metadata kept in the text (with loss), metadata lost from the
-example, the domain of a URL cut wrongly, an order that depends on progress.
+Bugs it is meant to catch: the cooldown at the wrong end, metadata kept in the text (with loss), metadata lost
+from the example, the domain of a URL cut wrongly, an order that depends on progress.
 """
 
 import numpy as np
@@ -12,7 +12,12 @@ from metier.core.data.formats import Chat, Message, Text
 from metier.core.errors import UsageError
 from metier.testing import check_part
 
-DOCS = {"web": [Text(text=f"document {i}", id=f"web:{i}", meta={"url": f"https://en.wiki{i}.org/x?y", "n": i}) for i in range(20)]}
+DOCS = {
+    "web": [
+        Text(text=f"document {i}", id=f"web:{i}", meta={"url": f"https://en.wiki{i}.org/x?y", "n": i})
+        for i in range(20)
+    ]
+}
 
 
 def built(**options):
@@ -29,7 +34,9 @@ def test_contract():
 
 def test_a_document_goes_behind_its_metadata():
     got = built(show="domain").condition(DOCS["web"][3])
-    assert got == Text("document 3", "URL: en.wiki3.org\n\n", id="web:3", meta={"url": "https://en.wiki3.org/x?y", "n": 3})
+    assert got == Text(
+        "document 3", "URL: en.wiki3.org\n\n", id="web:3", meta={"url": "https://en.wiki3.org/x?y", "n": 3}
+    )
 
 
 def test_nine_tenths_then_nothing():
@@ -50,7 +57,8 @@ def test_order_does_not_depend_on_progress():
 
 @pytest.mark.parametrize(
     ("value", "domain"),
-    [("https://en.wikipedia.org:443/wiki/A?b#c", "en.wikipedia.org"), ("//Host.com/a", "host.com"), ("lib/json/x.py", "lib"),
+    [("https://en.wikipedia.org:443/wiki/A?b#c", "en.wikipedia.org"), ("//Host.com/a", "host.com"),
+     ("lib/json/x.py", "lib"),
      ("/usr/lib", "usr"), ("plain", "plain")],
 )  # fmt: skip
 def test_domain(value, domain):
@@ -86,5 +94,7 @@ def test_tokens_of_the_metadata_carry_no_loss():
     plain = DOCS["web"][0]
     encode = Encoder(tokenizer, max_length=100, truncate="error", on_empty="error")
     first, second = (encode(e) for e in (built().condition(plain), plain))
-    assert tokenizer.decode(first.prompt[first.prompt_loss]) == tokenizer.decode(second.prompt[second.prompt_loss])
+    assert tokenizer.decode(first.prompt[first.prompt_loss]) == tokenizer.decode(
+        second.prompt[second.prompt_loss]
+    )
     assert tokenizer.decode(first.prompt).startswith("URL: https://en.wiki0.org/x?y\n\n")

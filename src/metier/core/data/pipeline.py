@@ -227,12 +227,16 @@ def tokenizer_fingerprint(tokenizer: Any) -> dict[str, str]:
     }
 
 
-def token_budget(config: Any, device: str) -> int:
-    """Tokens per micro-batch, from the activations that a block keeps for its backward pass (about 18 D + 6 F values)."""
+def activation_bytes(config: Any) -> int:
+    """Bytes that one token's activations take for the backward pass: about 18 D + 6 F values per block, in fp32."""
     width = getattr(config, "hidden_size", 768)
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
-    layers = getattr(config, "num_hidden_layers", 12)
-    per_token = 4 * layers * (18 * width + 6 * inner)
+    return 4 * getattr(config, "num_hidden_layers", 12) * (18 * width + 6 * inner)
+
+
+def token_budget(config: Any, device: str) -> int:
+    """Tokens per micro-batch: what 1 GiB of activations holds on a CPU, 40 % of the free memory on a GPU."""
+    per_token = activation_bytes(config)
     if device == "cuda":
         import torch
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -134,15 +134,14 @@ def _source(
     return _in_file(hub_rows(where, split, limit), where), where, []
 
 
-def _in_file(rows: Iterable[tuple[int, Row]], name: str) -> Iterator[tuple[Place, Row]]:
-    return (((name, number), row) for number, row in rows)
+def _in_file(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str) -> Iterator[tuple[Place, Row]]:
+    return (((name, number), dict(row)) for number, row in rows)
 
 
 def _lab(where: str) -> Iterator[tuple[Place, Row]]:
     from metier.lab.corpus import documents
 
-    documents_: Callable[[str], list[dict[str, Any]]] = documents
-    return _in_file(enumerate(documents_(where.removeprefix("lab/")), start=1), where)
+    return _in_file(enumerate(documents(where.removeprefix("lab/")), start=1), where)
 
 
 def _looks_local(where: str, path: Path) -> bool:

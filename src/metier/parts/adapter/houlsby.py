@@ -15,11 +15,12 @@ NORMS = ("*norm*.weight", "*norm*.bias", "*Norm*.weight", "*Norm*.bias", "*.ln_*
 
 @part("adapter/houlsby", paper="arXiv:1902.00751")
 class Houlsby(BlockAdapter):
-    """``h <- h + U f(D h + d) + u`` on the output ``h`` of attention and feed-forward, before the residual sum.
+    """``h <- h + U f(D h + d) + u`` on the output ``h`` of attention and feed-forward, before the residual
+    sum.
 
-    ``D [m, width]`` and ``U [width, m]`` start normal with deviation ``std``, truncated at two deviations, biases at
-    zero: near the identity. ``std=0`` starts ``D`` at the size of LoRA's ``A`` and ``U`` at zero, exactly the
-    identity. ``layer_norms`` trains the model's layer norms too, as the paper does.
+    ``D [m, width]`` and ``U [width, m]`` start normal with deviation ``std``, truncated at two deviations,
+    biases at zero: near the identity. ``std=0`` starts ``D`` at the size of LoRA's ``A`` and ``U`` at zero,
+    exactly the identity. ``layer_norms`` trains the model's layer norms too, as the paper does.
     """
 
     def __init__(

@@ -12,18 +12,20 @@ from metier.core.adapt import LinearAdapter
 from metier.core.part import Count, Fraction, Positive, part
 
 PLAIN = {
-    "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "base_model_name_or_path", "task_type",
-    "inference_mode", "peft_version", "peft_type", "revision", "auto_mapping", "fan_in_fan_out", "modules_to_save",
-    "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights", "megatron_core", "runtime_config",
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "fan_in_fan_out", "modules_to_save",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "peft_type", "task_type",
+    "base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "megatron_core",
+    "runtime_config",
 }  # fmt: skip
+"""Fields of PEFT's configuration that this part expresses, that choose targets, or that change nothing."""
 
 
 @part("adapter/lora", paper="arXiv:2106.09685")
 class LoRA(LinearAdapter):
     """``y = x Wᵀ + s (x Aᵀ) Bᵀ`` with ``A [r, in]``, ``B [out, r]`` and ``W`` frozen.
 
-    ``s = alpha / r``, or ``alpha / sqrt(r)`` with ``rslora`` (arXiv:2312.03732), which keeps the size of the update
-    independent of the rank. ``alpha`` defaults to ``rank``, so that ``s = 1``. ``A`` starts uniform in
+    ``s = alpha / r``, or ``alpha / sqrt(r)`` with ``rslora`` (arXiv:2312.03732), which keeps the size of the
+    update independent of the rank. ``alpha`` defaults to ``rank``, so that ``s = 1``. ``A`` starts uniform in
     ``±1/sqrt(in)`` and ``B`` at zero: the first output is the base's. ``dropout`` acts on the input of ``A``.
     """
 
@@ -42,7 +44,9 @@ class LoRA(LinearAdapter):
         self.rank, self.rslora, self.dropout = rank, rslora, dropout
         self.alpha = float(rank if alpha is None else alpha)
         self.scale = self.alpha / (math.sqrt(rank) if rslora else rank)
-        self.down = self.trainable(nn.init.kaiming_uniform_(torch.empty(rank, base.in_features), a=math.sqrt(5)))
+        self.down = self.trainable(
+            nn.init.kaiming_uniform_(torch.empty(rank, base.in_features), a=math.sqrt(5))
+        )
         self.up = self.trainable(torch.zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,13 +66,18 @@ class LoRA(LinearAdapter):
     def peft_config(self) -> dict[str, Any]:
         """The same adapter in PEFT's words."""
         return {
-            "peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout,
-            "use_rslora": self.rslora, "init_lora_weights": True,
-        }  # fmt: skip
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": int(self.alpha) if self.alpha.is_integer() else self.alpha,
+            "lora_dropout": self.dropout,
+            "use_rslora": self.rslora,
+            "init_lora_weights": True,
+        }
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Options of a plain PEFT LoRA; ``None`` for variants (DoRA, rank patterns, trained biases, changed bases)."""
+        """Options of a plain PEFT LoRA; ``None`` for variants (DoRA, rank patterns, trained biases, changed
+        bases)."""
         from peft import LoraConfig
 
         usual = LoraConfig().to_dict()
@@ -76,6 +85,8 @@ class LoRA(LinearAdapter):
         if not plain or config.get("init_lora_weights", True) not in (True, False, "gaussian"):
             return None
         return {
-            "rank": config["r"], "alpha": float(config["lora_alpha"]), "dropout": float(config.get("lora_dropout", 0)),
+            "rank": config["r"],
+            "alpha": float(config["lora_alpha"]),
+            "dropout": float(config.get("lora_dropout", 0)),
             "rslora": bool(config.get("use_rslora", False)),
-        }  # fmt: skip
+        }

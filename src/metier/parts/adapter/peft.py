@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from metier.core.adapt import Attached
 from metier.core.errors import MetierError, UsageError, unknown
 from metier.core.part import build, part
-from metier.core.targets import Targets, linear_targets
+from metier.core.targets import Targets, linear_targets, task_type
 
 
 @part("adapter/peft", paper="https://github.com/huggingface/peft")
 class Peft:
-    """An adapter made by PEFT: ``config`` names its class (``LoHaConfig``, ``IA3Config``), ``options`` its fields.
+    """An adapter made by PEFT: ``config`` names its class (``LoHaConfig``, ``IA3Config``), ``options`` its
+    fields.
 
-    Without ``targets`` PEFT's own choice for the architecture is used, or every linear layer in the blocks where it
-    has none. Prompt-learning methods are refused: they change the sequence, not the layers.
+    Without ``targets`` PEFT's own choice for the architecture is used, or every linear layer in the blocks
+    where it has none. Prompt-learning methods are refused: they change the sequence, not the layers.
     """
 
     def __init__(self, *, config: str, options: dict[str, Any] | None = None) -> None:
@@ -30,7 +31,7 @@ class Peft:
         """Put the adapter on ``model`` (in place)."""
         chosen = self._targets(model, targets)
         try:
-            settings = self.cls(**{**self.options, **chosen})
+            settings = self.cls(**{"task_type": task_type(model), **self.options, **chosen})
         except (TypeError, ValueError) as e:
             raise UsageError(f"{self.config}: {e}", where="adapter.peft.options") from e
         return PeftAttached(_wrap(model, settings), self._built())
@@ -95,7 +96,8 @@ def _wrap(model: nn.Module, settings: Any) -> Any:
 
 
 class PeftAttached(Attached):
-    """The surface of :class:`Attached` on a PEFT model; ``model`` is the original one with PEFT's layers in it."""
+    """The surface of :class:`Attached` on a PEFT model; ``model`` is the original one with PEFT's layers in
+    it."""
 
     def __init__(self, wrapped: Any, built: Any) -> None:
         super().__init__(wrapped.base_model.model, built, {})
@@ -109,7 +111,9 @@ class PeftAttached(Attached):
 
     def pairs(self) -> list[tuple[str, Tensor, Tensor]]:
         """``(target, A, B)`` of the layers that have low-rank factors."""
-        layers = [(n, m) for n, m in self.model.named_modules() if "default" in (getattr(m, "lora_A", None) or {})]
+        layers = [
+            (n, m) for n, m in self.model.named_modules() if "default" in (getattr(m, "lora_A", None) or {})
+        ]
         return [(n, m.lora_A["default"].weight, m.lora_B["default"].weight) for n, m in layers]  # type: ignore[index]
 
     def save(self, folder: str | Path) -> None:

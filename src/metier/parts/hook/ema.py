@@ -1,4 +1,5 @@
-"""EMA: an exponential moving average of the weights (Polyak and Juditsky 1992; as used in arXiv:2410.21676)."""
+"""EMA: an exponential moving average of the weights (Polyak and Juditsky 1992; as used in
+arXiv:2410.21676)."""
 
 from typing import Any, Literal
 
@@ -13,14 +14,20 @@ from metier.core.part import Beta, Count, part
 class EMA:
     """``a_t = d a_{t-1} + (1 - d) w_t``; evaluations, and the run's result, use the average ``a``.
 
-    ``start`` says how the first steps are handled: ``copy`` begins at the initial weights (which keep the weight ``d^t``);
-    ``debias`` begins at zero and divides by ``1 - d^t``; ``ramp`` uses ``min(d, (1 + t) / (10 + t))`` from the initial
-    weights, which soon forgets them. Averages are kept in float32 for every parameter that was trainable at the start:
-    one float32 copy, and one more of the weights during an evaluation.
+    ``start`` says how the first steps are handled: ``copy`` begins at the initial weights (which keep the
+    weight ``d^t``); ``debias`` begins at zero and divides by ``1 - d^t``; ``ramp`` uses ``min(d, (1 + t) /
+    (10 + t))`` from the initial weights, which soon forgets them. Averages are kept in float32 for every
+    parameter that was trainable at the start: one float32 copy, and one more of the weights during an
+    evaluation.
     """
 
     def __init__(
-        self, *, decay: Beta = 0.999, start: Literal["copy", "debias", "ramp"] = "copy", every: Count = 1, use: bool = True
+        self,
+        *,
+        decay: Beta = 0.999,
+        start: Literal["copy", "debias", "ramp"] = "copy",
+        every: Count = 1,
+        use: bool = True,
     ) -> None:
         self.decay, self.start, self.every = decay, start, every
         self.use = use
@@ -44,7 +51,9 @@ class EMA:
         """Move the average towards the new weights."""
         if ctx.clock.step % self.every:
             return
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.start == "ramp" else self.decay
+        decay = (
+            min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.start == "ramp" else self.decay
+        )
         weights = self._weights(ctx)
         for name, a in self.average.items():
             a.lerp_(weights[name].float(), 1 - decay)

@@ -13,12 +13,14 @@ from metier.core.part import NonNegative, part
 
 @part("hook/neftune", paper="arXiv:2310.05914", rows=(57,))
 class NEFTune:
-    """``x' = x + alpha / sqrt(L d) u`` with ``u ~ U(-1, 1)`` on every embedding entry, in training forward passes only.
+    """``x' = x + alpha / sqrt(L d) u`` with ``u ~ U(-1, 1)`` on every embedding entry, in training forward
+    passes only.
 
-    ``d`` is the width and ``L`` the real length of the token's own sequence: neither padding nor the other sequences of
-    a packed row count. An answer of a pair has the length of prompt and answer; a shared prompt that of the longest.
-    Modules in evaluation mode (held-out data, reference log-probabilities) get no noise. Computing the same rows twice
-    within a step gives the same noise, so differences between the passes are not due to it.
+    ``d`` is the width and ``L`` the real length of the token's own sequence: neither padding nor the other
+    sequences of a packed row count. An answer of a pair has the length of prompt and answer; a shared prompt
+    that of the longest. Modules in evaluation mode (held-out data, reference log-probabilities) get no noise.
+    Computing the same rows twice within a step gives the same noise, so differences between the passes are
+    not due to it.
     """
 
     def __init__(self, *, alpha: NonNegative = 5.0) -> None:
@@ -47,7 +49,10 @@ class NEFTune:
             return output
         which = next((i for i, known in enumerate(ctx.layouts) if known is layout), -1)
         # A stream of its own per micro-batch: dropout draws the same with and without this hook.
-        noise = torch.rand(output.shape, generator=ctx.generator(f"neftune {which}"), device=output.device) * 2 - 1
+        noise = (
+            torch.rand(output.shape, generator=ctx.generator(f"neftune {which}"), device=output.device) * 2
+            - 1
+        )
         real = layout.group > 0
         scale = self.alpha * real / (lengths(layout).clamp(min=1) * output.shape[-1]).sqrt()
         return output + (noise * scale.unsqueeze(-1)).to(output.dtype)

@@ -17,9 +17,9 @@ from metier.core.part import NonNegative, Positive, part
 class R3F:
     """``-log p(y|x) + weight (KL(p|q) + KL(q|p))`` with ``p`` from clean and ``q`` from noised embeddings.
 
-    The noise is ``U(-scale, scale)`` or ``N(0, scale^2)`` per entry, drawn afresh at every call; both passes use the same
-    dropout masks, and gradients flow through both. ``over`` is what carries loss: tokens, or the class of a sequence.
-    Costs a second forward pass and whole logit rows.
+    The noise is ``U(-scale, scale)`` or ``N(0, scale^2)`` per entry, drawn afresh at every call; both passes
+    use the same dropout masks, and gradients flow through both. ``over`` is what carries loss: tokens, or the
+    class of a sequence. Costs a second forward pass and whole logit rows.
     """
 
     def __init__(
@@ -49,7 +49,8 @@ class R3F:
         return base + self.weight * divergence, {"divergence": divergence, "base_loss": base}
 
     def perturb(self, embedded: Tensor, seed: int) -> Tensor:
-        """Embeddings ``[R, T, d]`` with noise. Raises ``UsageError`` in half precision, which would round it away."""
+        """Embeddings ``[R, T, d]`` with noise. Raises ``UsageError`` in half precision, which would round it
+        away."""
         if embedded.element_size() < 4:
             raise UsageError(
                 f"noise of {self.scale:g} is lost in {str(embedded.dtype).removeprefix('torch.')} embeddings",

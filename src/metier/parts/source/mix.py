@@ -13,12 +13,13 @@ from metier.core.part import NonNegative, Positive, part
 class Mix:
     """Draw from several inputs in fixed proportions ``p_i = w_i^(1/T) / sum_j w_j^(1/T)``.
 
-    Without ``weights`` an input weighs as many as it has examples, so ``temperature`` 1 is plain concatenation and larger
-    values favour small inputs. ``exact`` takes the input that lags its share most (largest deficit), so the counts of every
-    prefix stay within two of ``p_i n``; ``sampled`` draws each choice from ``p``. Proportions count examples, not tokens.
+    Without ``weights`` an input weighs as many as it has examples, so ``temperature`` 1 is plain
+    concatenation and larger values favour small inputs. ``exact`` takes the input that lags its share most
+    (largest deficit), so the counts of every prefix stay within two of ``p_i n``; ``sampled`` draws each
+    choice from ``p``. Proportions count examples, not tokens.
 
-    ``first_exhausted`` ends an epoch before any example repeats; ``all_exhausted`` when every input has been seen whole,
-    smaller ones repeating in a new order each pass.
+    ``first_exhausted`` ends an epoch before any example repeats; ``all_exhausted`` when every input has been
+    seen whole, smaller ones repeating in a new order each pass.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Mix:
             if name not in sizes:
                 raise unknown("input", name, sizes, where="source/mix.weights")
         if left := sorted(set(sizes) - set(weights)):
-            raise UsageError(f"no weight for {', '.join(left)}", where="source/mix.weights", hint="Use 0 to leave one out.")
+            raise UsageError(
+                f"no weight for {', '.join(left)}", where="source/mix.weights", hint="Use 0 to leave one out."
+            )
         used = {name: w for name, w in weights.items() if w > 0}
         if empty := [name for name in used if sizes[name] == 0]:
             raise UsageError(f"{', '.join(empty)} holds no examples", where="source/mix")

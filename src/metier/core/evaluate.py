@@ -1,0 +1,106 @@
+"""Loss and metrics of a model, a run file or a finished run on held-out data."""
+
+import math
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from metier.core import config
+from metier.core.config import Run
+from metier.core.errors import UsageError
+from metier.core.yamlfile import Document
+
+OBJECTIVES = {"Labelled": "classify", "Preference": "dpo"}
+"""What a bare model is evaluated with, by the type of the examples; everything else with next-token loss."""
+
+
+def evaluate(
+    target: str | Path, overrides: Iterable[str] = (), *, data: str | None = None, format: str = "auto",
+    limit: int | None = None, objective: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluate a run folder (as it ended), a run file (as it starts), or a model.
+
+    ``data`` names other held-out data; a bare model needs it. Returns ``{"target", "step", "examples", "units", …metrics}``.
+    Nothing is written.
+    """
+    from metier.core import checkpoint
+    from metier.core.loop import Loop
+    from metier.core.session import open_session
+
+    folder = Path(target) if (Path(target) / "run.json").is_file() else None
+    run, document = _settings(target, folder, overrides, data, format, limit, objective)
+    with (
+        tempfile.TemporaryDirectory() as aside,
+        open_session(run, document, Path(aside) / "eval", quiet=True, handle_signals=False) as session,
+    ):
+        step = checkpoint.resume(session, folder, data=data is None) if folder else None
+        if folder and step is None:
+            raise UsageError(f"{folder} holds no complete checkpoint")
+        if not session.eval_layouts:
+            raise UsageError("the run has no held-out data", hint="Give --data FILE.")
+        measured = Loop(session).evaluate()
+        examples = sum(len(layout.ids) for layout in session.eval_layouts)
+        units = sum(layout.target.numel() for layout in session.eval_layouts)
+        kind = session.resolved.reads.__name__
+    metrics = {k.removeprefix("eval_"): v for k, v in measured.items()}
+    return {"target": str(target), "step": step, "examples": examples, "tokens with loss": units, **_extended(metrics, kind, examples)}
+
+
+def _extended(metrics: dict[str, float], kind: str, examples: int) -> dict[str, Any]:
+    """Perplexity for token losses; a 95 % Wilson interval for accuracies over examples."""
+    out: dict[str, Any] = dict(metrics)
+    if kind == "Tokens":
+        out["perplexity"] = math.exp(min(metrics["loss"], 700.0))
+    if "accuracy" in metrics and kind in ("Labels", "Pairs"):
+        from scipy.stats import binomtest
+
+        interval = binomtest(round(metrics["accuracy"] * examples), examples).proportion_ci(method="wilson")
+        out["accuracy 95 %"] = [float(interval.low), float(interval.high)]
+    return out
+
+
+def _settings(
+    target: str | Path, folder: Path | None, overrides: Iterable[str], data: str | None, format: str, limit: int | None,
+    objective: str | None,
+) -> tuple[Run, Document]:  # fmt: skip
+    held = {"eval": data, "train": data, "format": format, "eval_fraction": 0.0} if data else {}
+    if limit is not None:
+        held["eval_limit"] = limit
+    if folder is not None:
+        from metier.core.trained import read_record
+
+        record = read_record(folder)["run"]
+        return config.load({**record, "data": {**record["data"], **held}}, overrides)
+    if str(target).endswith((".yaml", ".yml")):
+        return config.load(target, [*(f"data.{k}={v}" for k, v in held.items()), *overrides])
+    if data is None:
+        raise UsageError(f"evaluating the model {target} needs data", hint=f"metier eval {target} --data FILE")
+    if objective is None:
+        objective = _objective(data, format)
+    run = {"model": str(target), "data": {"eval_limit": None, **held}, "objective": objective, "train": {"steps": 1}}
+    return config.load(run, overrides)
+
+
+def _objective(data: str, format: str) -> str:
+    from metier.core.data.formats import examples
+    from metier.core.data.rows import open_rows
+
+    first = examples(open_rows(data, limit=20), format)[0]
+    return OBJECTIVES.get(type(first).__name__, "lm")
+
+
+def harness(target: str, tasks: list[str], limit: int | None = None) -> dict[str, Any]:
+    """Tasks of lm-evaluation-harness on a model or run (``metier[eval]``). Raises ``UsageError`` without the extra."""
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+    except ImportError:
+        raise UsageError("tasks need lm-evaluation-harness", hint="pip install 'metier[eval]'") from None
+    from metier.core import models
+    from metier.core.trained import open_run
+
+    bundle = open_run(target).bundle if (Path(target) / "run.json").is_file() else models.load(target)
+    wrapped = HFLM(pretrained=bundle.model, tokenizer=bundle.tokenizer)
+    found = lm_eval.simple_evaluate(model=wrapped, tasks=tasks, limit=limit)
+    return {"target": target, "tasks": {k: {m: v for m, v in r.items() if isinstance(v, int | float)} for k, r in found["results"].items()}}
