@@ -112,6 +112,12 @@ def test_disabled_survives_an_error_and_nests():
     with contextlib.suppress(RuntimeError), attached.disabled(), attached.disabled():
         raise RuntimeError
     assert torch.equal(logits(attached.model), tuned)
+    with attached.disabled():
+        base = logits(attached.model)
+        with attached.disabled():
+            pass
+        assert torch.equal(logits(attached.model), base)
+        assert not torch.equal(base, tuned)
 
 
 def test_model_parameters_that_train_are_switched_too():
@@ -217,6 +223,8 @@ def test_a_classifier_trains_its_head_and_peft_reads_it(tmp_path):
     disturb(attached)
     attached.save(tmp_path)
     assert task(tmp_path) == ("classify", 3)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["modules_to_save"], config["task_type"]) == (["classifier"], "SEQ_CLS")
     assert torch.equal(logits(load_adapter(classifier(), tmp_path).model), logits(attached.model))
     theirs = PeftModel.from_pretrained(classifier(), str(tmp_path))
     torch.testing.assert_close(logits(theirs), logits(attached.model))
@@ -249,9 +257,7 @@ def test_gradient_checkpointing_and_adapter_agree():
         attached = put(lora(rank=2), tiny())
         disturb(attached)
         if checkpointing:
-            attached.model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            attached.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             attached.model.train()
         attached.model(tokens()).logits.pow(2).mean().backward()
         grads.append([p.grad for p in attached.model.parameters() if p.requires_grad])

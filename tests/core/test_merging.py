@@ -44,9 +44,7 @@ def test_merge_is_the_average_and_loads_as_a_model(soups, tmp_path):
     a, b, c = (load_file(f / "model.safetensors") for f in (*soups, tmp_path / "out"))
     assert set(c) == set(a)
     for name in a:
-        torch.testing.assert_close(
-            c[name].double(), 0.25 * a[name].double() + 0.75 * b[name].double(), rtol=1e-6, atol=1e-7
-        )
+        torch.testing.assert_close(c[name].double(), 0.25 * a[name].double() + 0.75 * b[name].double(), rtol=1e-6, atol=1e-7)
     assert logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")).isfinite().all()
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     card = json.loads((tmp_path / "out" / "merge_card.json").read_text())
@@ -72,8 +70,8 @@ def test_shards_in_and_out(soups, tmp_path):
 
 def test_inputs_come_in_the_order_written(soups, tmp_path):
     last = fake(lambda tensors, base: tensors[-1])
-    merging.merge(last, soups, tmp_path / "out")
-    expected = load_file(soups[1] / "model.safetensors")
+    merging.merge(last, soups[::-1], tmp_path / "out")
+    expected = load_file(soups[0] / "model.safetensors")
     got = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(got[n], expected[n]) for n in expected)
 
@@ -123,6 +121,17 @@ def test_a_bad_method_leaves_nothing(tmp_path, function, message):
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+def test_results_have_the_type_of_the_first_input(tmp_path):
+    a = saved(tmp_path / "a.safetensors", weight=torch.ones(2, dtype=torch.bfloat16))
+    b = saved(tmp_path / "b.safetensors", weight=torch.full((2,), 2.0))
+    mean = fake(lambda tensors, base: torch.stack([t.float() for t in tensors]).mean(0))
+    for order, kind in (([a, b], torch.bfloat16), ([b, a], torch.float32)):
+        out = merging.merge(mean, order, tmp_path / str(kind)).folder
+        (tensor,) = load_file(out / "model.safetensors").values()
+        assert tensor.dtype == kind
+        assert tensor.tolist() == [1.5, 1.5]
+
+
 def test_existing_folder_is_left_alone(soups, tmp_path):
     with pytest.raises(UsageError, match="exists"):
         merging.merge(average(), soups, soups[0])
@@ -150,9 +159,7 @@ def test_inputs_that_are_no_models(tmp_path, make, message):
 def test_checkpoints_of_a_run_take_the_configuration_from_its_model(soups, tmp_path):
     run = tmp_path / "run"
     tensors = load_file(soups[0] / "model.safetensors")
-    steps = [
-        saved(run / "checkpoints" / f"step-{i:08d}" / "model.safetensors", **tensors).parent for i in (10, 20)
-    ]
+    steps = [saved(run / "checkpoints" / f"step-{i:08d}" / "model.safetensors", **tensors).parent for i in (10, 20)]
     tiny().save_pretrained(run / "model")
     done = merging.merge(average(), steps, tmp_path / "out")
     assert done.card["files_from"] == str(run / "model")
@@ -161,9 +168,7 @@ def test_checkpoints_of_a_run_take_the_configuration_from_its_model(soups, tmp_p
 
 def test_configurations_that_differ_are_said(soups, tmp_path):
     config = json.loads((soups[1] / "config.json").read_text())
-    (soups[1] / "config.json").write_text(
-        json.dumps(config | {"rms_norm_eps": 0.5, "transformers_version": "0"})
-    )
+    (soups[1] / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5, "transformers_version": "0"}))
     assert merging.merge(average(), soups, tmp_path / "out").card["config_differs"] == ["rms_norm_eps"]
 
 

@@ -46,9 +46,7 @@ class Faulty:
     ``after`` fails all later ones too, as a process that died would.
     """
 
-    def __init__(
-        self, monkeypatch, n: int | None = None, *, after: bool = False, code: int = errno.EIO
-    ) -> None:
+    def __init__(self, monkeypatch, n: int | None = None, *, after: bool = False, code: int = errno.EIO) -> None:
         self.n, self.after, self.code, self.count, self.log = n, after, code, 0, []
         for name in OPERATIONS:
             monkeypatch.setattr(files, name, self.wrapped(name, getattr(files, name)))

@@ -1,7 +1,8 @@
-"""A process that has everything imported and forks for each command it reads: real processes without the import.
+"""A process that has imported everything and forks for each command it reads.
 
-Reads a JSON object per line, ``{"argv": [...], "log": path, "inject": {...} | null}``; prints the pid, then the exit code.
-``inject`` makes the child send itself ``signal`` (``times`` times) at the ``n``-th entry of ``where``.
+Reads a JSON object per line, ``{"argv": [...], "log": path, "inject": {...} | null}``; prints the pid, then
+the exit code. ``inject`` makes the child send itself ``signal`` (``times`` times) at the ``n``-th entry of
+``where``.
 """
 
 import json
@@ -23,7 +24,7 @@ def inject(where: str, n: int, number: int, times: int) -> None:
     }[where]
     real, calls = getattr(owner, name), [0]
 
-    def patched(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+    def patched(*args, **kwargs):
         calls[0] += 1
         if calls[0] == n:
             for _ in range(times):
@@ -63,7 +64,6 @@ def serve() -> None:
     """Fork for each line of standard input."""
     import torch
 
-    import metier.core.session
     from metier.core import checkpoint, log, models, optim, scores  # noqa: F401
     from metier.core.data import pipeline  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""What the run fault tests share: tiny runs, ways to stop one at an exact point, and what must come out equal."""
+"""What the run fault tests share: tiny runs, ways to stop one at an exact point, what must come out equal."""
 
 import contextlib
 import json

@@ -50,9 +50,7 @@ def forge(path, **changes) -> None:
     manifest.pop("seal")
     plain = (json.dumps(manifest, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
     manifest["seal"] = hashlib.sha256(plain).hexdigest()
-    (path / "MANIFEST.json").write_text(
-        json.dumps(manifest, ensure_ascii=False, separators=(",", ":")) + "\n"
-    )
+    (path / "MANIFEST.json").write_text(json.dumps(manifest, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def test_the_forging_helper_forges(root):
@@ -200,9 +198,7 @@ def test_names_that_lead_elsewhere(root, tmp_path, name):
     refused(root, "MANIFEST.json")
 
 
-@pytest.mark.parametrize(
-    "changes", [{"step": True}, {"step": "2"}, {"finite": 1}, {"files": []}, {"files": {}}]
-)
+@pytest.mark.parametrize("changes", [{"step": True}, {"step": "2"}, {"finite": 1}, {"files": []}, {"files": {}}])
 def test_a_resealed_manifest_of_the_wrong_shape(root, changes):
     forge(root / "step-00000002", **changes)
     refused(root, "MANIFEST.json")

@@ -88,6 +88,19 @@ def test_an_interruption_of_a_save_leaves_nothing(tmp_path, monkeypatch, stop):
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
+def test_what_dead_writers_left_makes_room_first(tmp_path, monkeypatch):
+    left = tmp_path / ".step-00000001.tmp-0123abcd"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"x" * 100)
+    (tmp_path / ".step-00000001.tmp-keep").mkdir()
+    rooms = []
+    real = files.create
+    monkeypatch.setattr(files, "create", lambda path: rooms.append(left.exists()) or real(path))
+    save(tmp_path, 2)
+    assert not any(rooms)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".step-00000001.tmp-keep", "step-00000002"]
+
+
 def test_a_full_disk_is_said_with_the_free_space(tmp_path, monkeypatch):
     save(tmp_path, 1)
     with monkeypatch.context() as m:

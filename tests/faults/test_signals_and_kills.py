@@ -1,5 +1,6 @@
-"""F5–F7: real processes that are killed, terminated or interrupted; what they leave is complete, and goes on (P2, P7)."""
+"""F5–F7: real processes killed, terminated or interrupted; what they leave is complete and goes on (P2, P7)."""
 
+import contextlib
 import json
 import os
 import random
@@ -80,10 +81,8 @@ def test_killed_at_forty_moments(tmp_path, server, reference):
         folder = tmp_path / f"{i}"
         pid = server.start(run, folder)
         time.sleep(seconds * (i + rng.random()) / 40)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         killed += server.wait() == -signal.SIGKILL
         found = state.find(folder / "checkpoints")
         logged = [e["step"] for e in log.read(folder) if e["event"] == "checkpoint"]
@@ -94,8 +93,8 @@ def test_killed_at_forty_moments(tmp_path, server, reference):
 
 
 @pytest.mark.parametrize(("where", "n"), [
-    ("start", 1), ("forward", 1), ("forward", 6), ("save", 1), ("save", 3), ("save", 7), ("rename", 1), ("rename", 2),
-    ("eval", 1), ("eval", 3),
+    ("start", 1), ("forward", 1), ("forward", 6), ("save", 1), ("save", 3), ("save", 7), ("rename", 1),
+    ("rename", 2),     ("eval", 1), ("eval", 3),
 ])  # fmt: skip
 def test_terminated(tmp_path, server, reference, where, n):
     """F6: before step 1, during a forward pass, a save, an evaluation."""

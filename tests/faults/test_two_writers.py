@@ -34,9 +34,7 @@ def test_a_second_process_is_refused_with_the_pid(tmp_path, holder):
     with pytest.raises(UsageError, match=f"in use by process {holder.pid}") as e, lock.run_folder(tmp_path):
         pass
     assert e.value.exit_code == 2
-    assert json.loads((tmp_path / "lock").read_text())["pid"] == holder.pid, (
-        "the loser does not touch the lock"
-    )
+    assert json.loads((tmp_path / "lock").read_text())["pid"] == holder.pid, "the loser does not touch the lock"
 
 
 def test_a_killed_process_leaves_a_lock_that_is_taken_over(tmp_path, holder):
@@ -54,8 +52,7 @@ def test_of_many_processes_at_once_exactly_one_gets_it(tmp_path):
     code = HOLD.replace("time.sleep(60)", "sys.stdin.read()")
     pipes = ("stdin", "stdout", "stderr")
     crowd = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **dict.fromkeys(pipes, -1), text=True)
-        for _ in range(6)
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **dict.fromkeys(pipes, -1), text=True) for _ in range(6)
     ]
     losers = []
     while len(losers) < 5:

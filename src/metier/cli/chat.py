@@ -13,15 +13,11 @@ app = typer.Typer()
 @app.command()
 def chat(
     run: Path = typer.Argument(..., help="The run folder."),
-    prompts: list[str] = typer.Argument(
-        None, metavar="[PROMPT]...", help="Prompts; without any, lines of standard input."
-    ),
+    prompts: list[str] = typer.Argument(None, metavar="[PROMPT]...", help="Prompts; without any, lines of standard input."),
     max_new_tokens: int = typer.Option(128, "--max-new-tokens", min=1, help="Longest answer."),
     temperature: float = typer.Option(0.0, "--temperature", min=0.0, help="0 is greedy."),
     seed: int = typer.Option(0, "--seed", help="Seed of sampling; base and tuned draw alike."),
-    decode: list[str] = typer.Option(
-        [], "--decode", help="Decoding part: NAME, or 'NAME: {option: value}'; may be repeated."
-    ),
+    decode: list[str] = typer.Option([], "--decode", help="Decoding part: NAME, or 'NAME: {option: value}'; may be repeated."),
     json: bool = typer.Option(False, "--json", help="Machine-readable output."),
 ) -> None:
     """Talk to the base and the tuned model side by side. Every prompt starts anew."""

@@ -55,7 +55,8 @@ def probe(
 def _build(name: str, changes: list[str]) -> tuple[Any, list[str]]:
     """The probe with its options, and the changes that are for the run file."""
     from metier.core import part
-    from metier.core.errors import UsageError
+    from metier.core.config import Run
+    from metier.core.errors import UsageError, unknown
     from metier.core.yamlfile import parse_value
 
     schema = part.options(part.load(name, "probe"))
@@ -66,17 +67,9 @@ def _build(name: str, changes: list[str]) -> tuple[Any, list[str]]:
             raise UsageError(f"{text!r} is not of the form key=value")
         if key in schema:
             own[key] = parse_value(value)
-        elif "." not in key and "/" not in key:
-            _check_run_key(name, key, schema)
+        elif key.split(".")[0] not in Run.model_fields:
+            raise unknown(f"option of probe/{name} or key of the run file", key, [*schema, *Run.model_fields])
     return part.build("probe", {name: own}), [t for t in changes if t.partition("=")[0] not in schema]
-
-
-def _check_run_key(name: str, key: str, schema: Any) -> None:
-    from metier.core.config import Run
-    from metier.core.errors import unknown
-
-    if key not in Run.model_fields:
-        raise unknown(f"option of probe/{name} or key of the run file", key, [*schema, *Run.model_fields])
 
 
 def _settings(run: Path, overrides: list[str]) -> Any:
@@ -116,6 +109,5 @@ def _print(found: dict[str, Any]) -> None:
     for name, rows in found.items():
         if isinstance(rows, list) and rows and isinstance(rows[0], dict):
             print(f"\n{name}: {', '.join(rows[0])}")
-            table(
-                list(rows[0]), [[f"{v:.4g}" if isinstance(v, float) else v for v in r.values()] for r in rows]
-            )
+            shown = [[f"{v:.4g}" if isinstance(v, float) else v for v in r.values()] for r in rows]
+            table(list(rows[0]), shown)

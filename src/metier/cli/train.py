@@ -21,10 +21,16 @@ def train(
     from metier.core.api import train as train_run
 
     result = train_run(run, overrides or (), out=out, quiet=quiet or json, resume=not restart)
+    if not result.main:
+        return _code(result)
     if json:
         emit_json({"folder": str(result.folder), "status": result.status, "step": result.step, "metrics": result.metrics})
     else:
         print(_summary(result))
+    return _code(result)
+
+
+def _code(result) -> int:  # noqa: ANN001
     return 128 + result.signal if result.status == "interrupted" and result.signal else 0
 
 

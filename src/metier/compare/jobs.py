@@ -81,7 +81,7 @@ def _train(job: Job, folder: Path) -> RunResult:
     from metier.core.budget import apply_budget
 
     run = apply_budget(job.run, job.budget)
-    done = train(run, out=folder, quiet=True, keep_weights=False, handle_signals=False)
+    done = train(run, out=folder, quiet=True, keep_weights=False, handle_signals=False, count_flops=True)
     if done.status == "interrupted":
         raise KeyboardInterrupt
     steps = [e for e in done.events if e["event"] == "step"]
@@ -94,18 +94,14 @@ def _train(job: Job, folder: Path) -> RunResult:
         arm=job.arm, seed=job.seed, trial=job.trial, options=job.options,
         metric=metric if finite else None, status="done" if finite else "diverged", error=None,
         curve=_curve(steps, "loss"), eval_curve=_curve(evals, job.metric) if evals else None,
-        seconds=sum(e["seconds"] for e in steps), tokens=int(steps[-1]["tokens"]), flops=done.flops,
+        seconds=steps[-1]["elapsed"], tokens=int(steps[-1]["tokens"]), flops=done.flops,
         peak_bytes=done.peak_bytes, state_bytes=done.state_bytes, params=done.params, folder=job.folder,
     )  # fmt: skip
 
 
 def _curve(events: list[dict[str, Any]], name: str) -> Curve:
-    seconds, total = [], 0.0
-    for e in events:
-        total += e.get("seconds", 0.0)
-        seconds.append(total)
     return Curve(
-        step=[e["step"] for e in events], tokens=[int(e["tokens"]) for e in events], seconds=seconds,
+        step=[e["step"] for e in events], tokens=[int(e["tokens"]) for e in events], seconds=[e["elapsed"] for e in events],
         value=[e[name] for e in events],
     )  # fmt: skip
 

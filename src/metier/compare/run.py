@@ -104,7 +104,9 @@ def _tuning(design: Design, arm: str, trials: list[Job], tried: dict, notes: lis
     worst = math.inf
     ranked = sorted(range(len(values)), key=lambda i: (sign * metric[i] if metric[i] is not None else worst, i))
     best = ranked[0]
-    if len(values) > 1 and best in (0, len(values) - 1):
+    if all(m is None for m in metric):
+        notes.append(f"{arm}: every trial failed, so the first value of {design.tune.option} is used")
+    elif len(values) > 1 and best in (0, len(values) - 1):
         notes.append(f"{arm}: the best {design.tune.option} ({values[best]:g}) is at the edge of what was tried")
     return Tuning(arm=arm, parameter=design.tune.option, values=values, metric=metric, best=values[best])
 

@@ -180,7 +180,7 @@ class Attached:
         before = {n: a.enabled for n, a in self.adapters.items()}
         for adapter in self.adapters.values():
             adapter.enabled = False
-        trained = self._swap(self.extra) if all(before.values()) else {}
+        trained = self._swap(self.extra)
         try:
             yield self.model
         finally:
@@ -277,9 +277,7 @@ def attach(model: nn.Module, built: Built, *, targets: Targets = None) -> Attach
 
 
 def _choose(model: nn.Module, cls: type, targets: Targets) -> list[str]:
-    names = (
-        linear_targets(model, targets) if issubclass(cls, LinearAdapter) else sublayer_targets(model, targets)
-    )
+    names = linear_targets(model, targets) if issubclass(cls, LinearAdapter) else sublayer_targets(model, targets)
     if issubclass(cls, LinearAdapter):
         _refuse_tied(model, names)
     return names
@@ -305,10 +303,8 @@ def _put(model: nn.Module, built: Built, names: list[str]) -> Attached:
     for name in names:
         layer = model.get_submodule(name)
         device = next((p.device for p in layer.parameters()), torch.device("cpu"))
-        if issubclass(cls, LinearAdapter):
-            adapter = built.obj(as_linear(layer))
-        else:
-            adapter = built.obj(layer, model.config.hidden_size)  # type: ignore[union-attr]
+        linear = issubclass(cls, LinearAdapter)
+        adapter = built.obj(as_linear(layer)) if linear else built.obj(layer, model.config.hidden_size)  # type: ignore[union-attr]
         adapters[name] = adapter.to(device).train(layer.training)
         model.set_submodule(name, adapters[name])
     return Attached(model, built, adapters, _unfreeze(model, adapters))

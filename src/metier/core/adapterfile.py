@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from metier.core import adapt, part
 from metier.core.adapt import Attached
 from metier.core.errors import UsageError
+from metier.core.shards import opened
 from metier.core.targets import fresh_head, shorten, task_type
 
 PEFT = ("adapter_config.json", "adapter_model.safetensors")
@@ -36,9 +37,7 @@ def save(attached: Attached, folder: Path) -> None:
         tensors |= {f"{PREFIX}{name}": attached.model.get_parameter(name) for name in attached.extra}
         _write(folder, PEFT, config, tensors)
         return
-    tensors = {
-        f"{name}.{key}": t for name, a in attached.adapters.items() for key, t in a.own_state().items()
-    }
+    tensors = {f"{name}.{key}": t for name, a in attached.adapters.items() for key, t in a.own_state().items()}
     tensors |= {name: attached.model.get_parameter(name) for name in attached.extra}
     config = {
         "format": "metier-adapter",
@@ -53,10 +52,8 @@ def save(attached: Attached, folder: Path) -> None:
     _write(folder, OWN, config, tensors)
 
 
-def _write(
-    folder: Path, names: tuple[str, str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> None:
-    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+def _write(folder: Path, names: tuple[str, str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    plain = {k: opened(v.detach(), whole=True).cpu().contiguous().clone() for k, v in tensors.items()}
     save_file(plain, folder / names[1], metadata={"format": "pt"})
     (folder / names[0]).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -68,11 +65,7 @@ def _base_name(model: nn.Module) -> str | None:
 def _peft_config(attached: Attached) -> dict[str, Any] | None:
     """PEFT's configuration, or ``None`` when PEFT cannot express what is attached."""
     adapters = list(attached.adapters.values())
-    if (
-        not adapters
-        or adapters[0].peft_names is None
-        or not set(attached.extra) <= set(fresh_head(attached.model))
-    ):
+    if not adapters or adapters[0].peft_names is None or not set(attached.extra) <= set(fresh_head(attached.model)):
         return None
     config = adapters[0].peft_config()
     if not config or any(a.peft_config() != config for a in adapters):
@@ -124,9 +117,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UsageError(
-            f"{path} is missing", hint="Pickled weights (.bin) are not read; save the adapter as safetensors."
-        )
+        raise UsageError(f"{path} is missing", hint="Pickled weights (.bin) are not read; save the adapter as safetensors.")
     return load_file(path)
 
 
@@ -139,9 +130,7 @@ def _load_own(model: nn.Module, config: Mapping[str, Any], tensors: dict[str, Te
     return attached
 
 
-def _load_peft(
-    model: nn.Module, folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]
-) -> Attached:
+def _load_peft(model: nn.Module, folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> Attached:
     attached = _as_part(model, config, tensors)
     if attached is not None:
         return attached
@@ -168,9 +157,7 @@ def _as_part(model: nn.Module, config: Mapping[str, Any], tensors: dict[str, Ten
     if missing:
         raise UsageError(f"the adapter does not fit the model: there is no module {missing[0]}")
     attached = adapt.attach(model, part.build("adapter", {name: options}), targets=sorted(targets))
-    values = {
-        f"{n}.{s}": getattr(a, own) for n, a in attached.adapters.items() for own, s in cls.peft_names.items()
-    }
+    values = {f"{n}.{s}": getattr(a, own) for n, a in attached.adapters.items() for own, s in cls.peft_names.items()}
     values |= {n: model.get_parameter(n) for n in attached.extra if n in others}
     _fill(values, plain)
     return attached
@@ -180,9 +167,7 @@ def _as_part(model: nn.Module, config: Mapping[str, Any], tensors: dict[str, Ten
 def _fill(values: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     odd = sorted(set(values) ^ set(stored))
     if odd:
-        raise UsageError(
-            f"the adapter does not fit the model: tensor {odd[0]} (of {len(odd)}) is on one side only"
-        )
+        raise UsageError(f"the adapter does not fit the model: tensor {odd[0]} (of {len(odd)}) is on one side only")
     for name, target in values.items():
         if target.shape != stored[name].shape:
             shapes = f"{list(stored[name].shape)} in the file, {list(target.shape)} in the model"

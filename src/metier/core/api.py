@@ -28,6 +28,8 @@ class Result:
     """Optimizer state."""
     params: int = 0
     """Trainable parameters."""
+    main: bool = True
+    """Whether this is the process that writes and speaks (several processes return a result each)."""
 
 
 def train(
@@ -39,12 +41,14 @@ def train(
     resume: bool = True,
     keep_weights: bool = True,
     handle_signals: bool = True,
+    count_flops: bool = False,
 ) -> Result:
     """Train.
 
     ``run`` is a run file, a mapping with the same keys, or a :class:`~metier.core.config.Run`; ``overrides`` are
     ``key=value`` strings. A folder that holds a complete checkpoint of the same run is continued; ``resume=False``
-    starts afresh. ``keep_weights=False`` leaves only the record and the metrics (comparisons use it).
+    starts afresh. ``keep_weights=False`` leaves only the record and the metrics (comparisons use it);
+    ``count_flops`` counts the FLOPs of the first step.
 
     Raises ``UsageError`` for a wrong request before any model is loaded where that is possible, ``NonFiniteError``
     when a loss or gradient is not finite (the weights are untouched).
@@ -55,6 +59,7 @@ def train(
     name = Path(run).stem if isinstance(run, str | Path) else "run"
     folder = Path(out or settings.out or Path("runs") / name)
     with open_session(settings, document, folder, quiet=quiet, fresh=not resume, handle_signals=handle_signals) as session:
+        session.count_flops = count_flops
         result = session.train(keep_weights=keep_weights)
     if not keep_weights:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

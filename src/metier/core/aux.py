@@ -8,17 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor
 
 from metier.core.layout import Layout
 
 _active: ContextVar[tuple[Layout, dict[str, Tensor]] | None] = ContextVar("metier_aux", default=None)
+_last: Layout | None = None
+"""The rows of the latest forward pass: a checkpointed block is computed again during backward, after ``collect``."""
 
 
 @contextmanager
 def collect(layout: Layout) -> Iterator[dict[str, Tensor]]:
     """Gather what modules add while the block runs: name -> scalar, summed when added several times."""
+    global _last
     found: dict[str, Tensor] = {}
+    _last = layout
     token = _active.set((layout, found))
     try:
         yield found
@@ -37,4 +42,7 @@ def add(name: str, value: Tensor, weight: float = 1.0) -> None:
 def layout() -> Layout | None:
     """The rows being computed, for modules that need positions or targets."""
     current = _active.get()
-    return current[0] if current is not None else None
+    if current is not None:
+        return current[0]
+    in_backward = torch._C._current_graph_task_id() != -1
+    return _last if in_backward else None

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from metier.core.api import Result, train
+
 PROBE_STEPS = 6
 
 
@@ -32,24 +34,21 @@ def apply_budget(run: Mapping[str, Any], budget: Mapping[str, float]) -> dict[st
 
 def step_flops(run: Mapping[str, Any]) -> float:
     """Matrix-product FLOPs of one optimizer step of a run."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        _probe(run, 1)
-    return float(counter.get_total_flops())
+    return _probe(run, 1).flops
 
 
 def step_seconds(run: Mapping[str, Any]) -> float:
     """Median seconds of one optimizer step of a run, the first step left out."""
-    events = _probe(run, PROBE_STEPS)
+    events = _probe(run, PROBE_STEPS).events
     return median(e["seconds"] for e in events if e["event"] == "step" and e["step"] > 1)
 
 
-def _probe(run: Mapping[str, Any], steps: int) -> list[dict[str, Any]]:
-    from metier.core.api import train
-
+def _probe(run: Mapping[str, Any], steps: int) -> Result:
     probe = {**run, "train": {**run.get("train", {}), "steps": steps}}
     probe["train"].pop("eval_every", None)
     with tempfile.TemporaryDirectory() as folder:
         data = {**run["data"], "eval": None, "eval_fraction": 0.0}
-        return train({**probe, "data": data}, out=Path(folder) / "probe", quiet=True, keep_weights=False, handle_signals=False).events
+        return train(
+            {**probe, "data": data}, out=Path(folder) / "probe", quiet=True, keep_weights=False, handle_signals=False,
+            count_flops=steps == 1,
+        )  # fmt: skip

@@ -16,11 +16,12 @@ from metier.core import state
 from metier.core.clock import Clock
 from metier.core.errors import MetierError, UsageError
 from metier.core.session import Session
+from metier.core.shards import opened, split_like
 
 
 def save(s: Session, *, finite: bool) -> str | None:
     """Write a checkpoint; all processes take part, the first one writes. Returns its name there."""
-    model = {name: _full(t) for name, t in s.saved_tensors()}
+    model = {name: opened(t.detach(), whole=True) for name, t in s.saved_tensors()}
     optimizer = s.context.optimizer.full_state_dict()  # type: ignore[attr-defined]
     if not s.context.engine.main:
         s.context.engine.barrier()
@@ -82,18 +83,4 @@ def _load_tensors(s: Session, stored: Mapping[str, Tensor]) -> None:
         raise MetierError(f"the checkpoint does not fit this run: {', '.join(odd[:3])} (of {len(odd)} tensors) on one side only")
     with torch.no_grad():
         for name, tensor in wanted.items():
-            _copy(tensor, stored[name])
-
-
-def _copy(target: Tensor, value: Tensor) -> None:
-    if hasattr(target, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor
-
-        target.copy_(distribute_tensor(value.to(target.device), target.device_mesh, target.placements))  # type: ignore[attr-defined]
-    else:
-        target.copy_(value)
-
-
-def _full(tensor: Tensor) -> Tensor:
-    detached: Any = tensor.detach()
-    return detached.full_tensor() if hasattr(detached, "full_tensor") else detached
+            tensor.copy_(split_like(tensor, stored[name].to(tensor.device)))

@@ -26,18 +26,20 @@ class Data(Strict):
     train: str | dict[str, str]
     """A file, folder, hub id or ``lab/…`` name; or several as ``{name: where}`` for a source that mixes them."""
     eval: str | None = None
-    """Held-out data of the same format. Without it a fraction of ``train`` is held out when ``eval_fraction`` is set."""
+    """Held-out data of the same format. Without it they come from ``train``: its ``eval_split``, or an ``eval_fraction``."""
+    eval_split: str | None = None
+    """Split of the hub data used for held-out; without ``eval`` the held-out data come from ``train``'s data set."""
     eval_fraction: Fraction = 0.0
     eval_limit: Count | None = 200
-    """At most this many held-out examples are evaluated."""
+    """At most this many held-out examples are evaluated, chosen once at random."""
     format: str = "auto"
     """``auto`` detects and says what it found; ``metier data check`` lists the formats."""
     columns: dict[str, str] = Field(default_factory=dict)
     """``{expected: yours}`` for data whose keys have other names."""
     split: str | None = None
-    """Split of a hub data set."""
+    """Split of a hub data set or folder to train on."""
     limit: Count | None = None
-    """Use only the first rows."""
+    """Train on the first rows only."""
     max_length: Count = 1024
     """Longest sequence in tokens; block length when ``chunk`` is on."""
     truncate: Literal["error", "drop", "right", "left-prompt"] = "drop"

@@ -50,7 +50,12 @@ class Engine:
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        import inspect
+
+        # Buffers are the same everywhere; the argument that says so has a new name since torch 2.13.
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return DistributedDataParallel(module, device_ids=ids, **{buffers: False})
 
     @contextlib.contextmanager
     def accumulating(self, module: nn.Module, last: bool) -> Iterator[None]:

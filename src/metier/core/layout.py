@@ -40,14 +40,19 @@ class Layout:
     """Per example: class index ``[B]``, desirability ``[B]``, or scores ``[B, K]``; ``None`` where there is none."""
     reference: Tensor | None = None
     """``[N]`` or ``[S]`` cached log-probabilities under the reference model."""
+    old_logps: Tensor | None = None
+    """``[N]`` log-probabilities under the policy that sampled the answers."""
     answers: tuple[int, ...] = ()
     """Number of answers of each example, in order; their sum is S."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """Further inputs per token ``[R, T]``, passed to the model's forward by name."""
+    filler: bool = False
+    """Computed only because other processes have one micro-batch more: adds nothing to the step."""
 
     @property
     def real_tokens(self) -> int:
-        return int((self.group > 0).sum())
+        """Tokens without padding that the step is credited with."""
+        return 0 if self.filler else int((self.group > 0).sum())
 
     @property
     def plain(self) -> bool:

@@ -51,6 +51,9 @@ class Loop:
         self.last_eval: dict[str, float] = {}
         self.finite = True
         self.started = time.monotonic()
+        self.step_flops = 0.0
+        self.elapsed = next((e["elapsed"] for e in reversed(session.log.events()) if e["event"] == "step"), 0.0)
+        """Seconds spent in training steps, evaluation and saving left out; goes on after a resume."""
 
     def run(self) -> Outcome:
         """Train until the last step, a signal, or the end of the data; always leaves a checkpoint."""
@@ -68,7 +71,7 @@ class Loop:
                     status = "ended"
                     ctx.emit({"event": "notice", "text": f"stopped after max_seconds={train.max_seconds:g}"})
                     break
-                if not self.step():
+                if not self._counted_step():
                     status = "ended"
                     break
                 self._periodic(train)
@@ -78,6 +81,17 @@ class Loop:
                     self._log_eval()
             self.save()
         return Outcome(status, ctx.clock.step, {**_numbers(ctx.metrics), **self.last_eval}, self.s.stop.signal)
+
+    def _counted_step(self) -> bool:
+        """A step; the first one counts matrix-product FLOPs when the session asks for it."""
+        if not self.s.count_flops or self.step_flops:
+            return self.step()
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            done = self.step()
+        self.step_flops = float(counter.get_total_flops())
+        return done
 
     # --- one step ----------------------------------------------------------------------------------------------
 
@@ -103,9 +117,10 @@ class Loop:
         tokens = int(totals.pop("_tokens"))
         ctx.clock = replace(ctx.clock, step=ctx.clock.step + 1, tokens=ctx.clock.tokens + tokens)
         seconds = time.monotonic() - began
+        self.elapsed += seconds
         ctx.metrics = {
             **totals, "lr": lr, "tokens": ctx.clock.tokens, "units": batch.units,
-            "seconds": seconds, "tokens_per_second": tokens / max(seconds, 1e-9), "memory": peak_memory(ctx.engine.device),
+            "seconds": seconds, "elapsed": self.elapsed, "tokens_per_second": tokens / max(seconds, 1e-9), "memory": peak_memory(ctx.engine.device),
         }  # fmt: skip
         if updated:
             self.dispatch("on_step", ctx)
@@ -213,7 +228,8 @@ class Loop:
 
     def _log_eval(self) -> None:
         self.last_eval = self.evaluate()
-        self.ctx.emit({"event": "eval", "step": self.ctx.clock.step, "tokens": self.ctx.clock.tokens, **self.last_eval})
+        at = {"step": self.ctx.clock.step, "tokens": self.ctx.clock.tokens, "elapsed": self.elapsed}
+        self.ctx.emit({"event": "eval", **at, **self.last_eval})
         bad = [k for k, v in self.last_eval.items() if not math.isfinite(v)]
         self.finite = not bad
         if bad:

@@ -4,20 +4,21 @@ DDP and FSDP2 wrap this module, so everything that uses parameters happens insid
 """
 
 import typing
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from metier.core import aux
 from metier.core.batch import Batch, Labels, Lists, Pairs, Rated, Rollouts, Tokens
+from metier.core.errors import UsageError
+from metier.core.forward import is_causal
 from metier.core.layout import Layout
 from metier.core.part import Built
-from metier.core.scores import score
+from metier.core.scores import Reference, score
 
 TYPES: tuple[type, ...] = (Tokens, Pairs, Rated, Lists, Rollouts, Labels)
-Reference = Callable[[Layout], Tensor]
 
 
 def batch_type(objective: Any) -> type:
@@ -28,14 +29,16 @@ def batch_type(objective: Any) -> type:
     hints = typing.get_type_hints(function)
     first = next(iter(hints.values()))
     if first not in TYPES:
-        raise TypeError(f"{function.__name__}: the first parameter must be annotated with one of core.batch's types")
+        raise TypeError(
+            f"{function.__name__}: the first parameter must be annotated with one of core.batch's types"
+        )
     return first
 
 
 class LossModule(nn.Module):
     """``forward(layout) -> (loss sum, units, {metric: sum over units})``."""
 
-    def __init__(self, model: nn.Module, objective: Built, reference: Reference | None = None) -> None:
+    def __init__(self, model: Any, objective: Built, reference: Reference | None = None) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
@@ -43,21 +46,31 @@ class LossModule(nn.Module):
         self.needs = frozenset(getattr(objective.obj, "needs", objective.card.needs))
         self.reference = reference
         self._rare = not isinstance(objective.obj, partial)
+        if not self._rare and self.reads is not Labels and not is_causal(model):
+            raise UsageError(
+                f"{objective.id} predicts each token from those before it, but {model.config.model_type} sees them all",
+                hint="Use a causal model, or objective: classify.",
+            )  # fmt: skip
 
     def score(self, layout: Layout, **overrides: Any) -> Batch:
         """Scores of a layout as the objective's batch type; ``overrides`` go to the forward pass."""
-        return score(
-            self.model, layout, self.reads, reference=self.reference, needs=self.needs, **overrides
-        )
+        return score(self.model, layout, self.reads, reference=self.reference, needs=self.needs, **overrides)
 
     def forward(self, layout: Layout) -> tuple[Tensor, int, dict[str, Tensor]]:
         with aux.collect(layout) as extra:
             obj = self.objective.obj
             result = obj(self.score, layout) if self._rare else obj(self.score(layout))
         loss, metrics = result if isinstance(result, tuple) else (result, {})
-        units = loss.numel()
-        total = loss.sum()
+        units = 0 if layout.filler else loss.numel()
+        total = loss.sum() if units else loss.sum() * 0
         for name, value in extra.items():
             total = total + value * units
-            metrics = {**metrics, name: value.detach().expand(units)}
-        return total, units, {k: v.detach().float().mean() * units for k, v in metrics.items()}
+            metrics = {**metrics, name: value.detach()}
+        return total, units, {k: _total(v.detach(), loss.numel(), units) for k, v in metrics.items()}
+
+
+def _total(values: Tensor, count: int, units: int) -> Tensor:
+    """A metric, per unit or one number for all, as its sum over the units; 0 where there are none."""
+    if units == 0:
+        return torch.zeros((), device=values.device)
+    return values.float().sum() if values.numel() == count else values.float().mean() * units

@@ -85,11 +85,7 @@ def _files(path: Path) -> tuple[Path, ...]:
         return (path / WEIGHTS,)
     if (path / "model").is_dir():
         return _files(path / "model")
-    if (
-        (path / "adapter").is_dir()
-        or (path / "adapter_config.json").is_file()
-        or (path / "adapter.json").is_file()
-    ):
+    if (path / "adapter").is_dir() or (path / "adapter_config.json").is_file() or (path / "adapter.json").is_file():
         raise UsageError(
             f"{path} holds an adapter, not a model",
             hint="Write its model first: metier export RUN --merged OUT",
@@ -145,9 +141,7 @@ def _check_same(first: Input, other: Input) -> None:
         )
     for name, entry in first.entries.items():
         if entry.shape != other.entries[name].shape:
-            shapes = (
-                f"{list(entry.shape)} in {first.where}, {list(other.entries[name].shape)} in {other.where}"
-            )
+            shapes = f"{list(entry.shape)} in {first.where}, {list(other.entries[name].shape)} in {other.where}"
             raise UsageError(f"the tensor {name!r} is {shapes}")
 
 
@@ -191,9 +185,7 @@ def _write(
     place: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(
-            dict(_merged_tensors(built, sources, origin, names)), aside / file, metadata={"format": "pt"}
-        )
+        save_file(dict(_merged_tensors(built, sources, origin, names)), aside / file, metadata={"format": "pt"})
         place |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(_bytes(e) for e in sources[0].entries.values())
@@ -254,9 +246,7 @@ def merge_one(built: Built, name: str, tensors: list[Tensor], base: Tensor | Non
     except UsageError as e:
         raise UsageError(e.what, where=e.where or built.id, hint=e.hint) from e
     if result.shape != first.shape:
-        raise MetierError(
-            f"{built.id} made {list(result.shape)} of the tensor {name!r}, which is {list(first.shape)}"
-        )
+        raise MetierError(f"{built.id} made {list(result.shape)} of the tensor {name!r}, which is {list(first.shape)}")
     result = result.to(first.dtype).contiguous()
     if not bool(torch.isfinite(result).all()):
         raise MetierError(f"the merged tensor {name!r} is not finite")

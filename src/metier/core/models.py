@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from metier.core.errors import MetierError, UsageError, nearest, unknown
+from metier.core.shards import opened
 
 Task = Literal["lm", "classify"]
 
@@ -233,9 +234,17 @@ def replace_model(bundle: Bundle, model: Any) -> Bundle:
 
 
 def save(bundle: Bundle, out: Path) -> None:
-    """Write model and tokenizer in transformers' format."""
+    """Write model and tokenizer in transformers' format. Collective when weights are sharded."""
+    gathered: dict[int, Tensor] = {}
+
+    def whole(tensor: Tensor) -> Tensor:
+        if id(tensor) not in gathered:
+            gathered[id(tensor)] = opened(tensor.detach(), whole=True)
+        return gathered[id(tensor)]
+
+    tensors = {name: whole(t) for name, t in bundle.model.state_dict(keep_vars=True).items()}
     with _quiet():
-        bundle.model.save_pretrained(out)
+        bundle.model.save_pretrained(out, state_dict=tensors)
         bundle.tokenizer.save_pretrained(out)
 
 

@@ -254,10 +254,11 @@ def check_options(
         if key not in schema:
             kind, _, name = owner.partition("/")
             raise unknown(f"option of {owner}", key, schema, where=place(key), more=f"See: metier show {kind}/{name}")
+    checked = {key: schema[key].check(value, place(key)) for key, value in given.items()}
     missing = [o.name for o in schema.values() if o.required and o.name not in given]
     if missing:
         raise UsageError(f"{owner} needs {', '.join(missing)}", where=place(""))
-    return {key: schema[key].check(value, place(key)) for key, value in given.items()}
+    return checked
 
 
 @dataclass(frozen=True)

@@ -64,4 +64,5 @@ def publish(target: Path, fill: Callable[[Path], None]) -> Path:
 
 def command_line() -> list[str]:
     """How this process was started, with the program's name instead of its path."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    program = Path(sys.argv[0]).name
+    return [*(["python", "-m", "metier"] if program == "__main__.py" else [program]), *sys.argv[1:]]

@@ -4,7 +4,7 @@ Hidden states are gathered at those positions first; the output layer then runs 
 backward. Prompt and padding positions never reach it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metier.core import models
+from metier.core import aux, models
 from metier.core.batch import Batch, Labels, Lists, Pairs, Rated, Rollouts, Tokens
-from metier.core.forward import Embed, hidden_states, masking, tokens
+from metier.core.forward import Embed, extra, hidden_states, is_causal, tokens
 from metier.core.layout import Layout
 
 CHUNK_BYTES = 64 * 2**20
@@ -32,7 +32,9 @@ class _LinearLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: int) -> Tensor:
+    def forward(
+        ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: int
+    ) -> Tensor:
         logps, kept = [], []
         wants_h, wants_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         keep = wants_w and rows >= h.shape[0]
@@ -46,28 +48,39 @@ class _LinearLogps(torch.autograd.Function):
             if keep and p is not None:
                 kept.append(p)
         ctx.rows = rows
-        ctx.save_for_backward(h if wants_w else None, weight if wants_w else None, bias, target, slope, *kept)
-        return torch.cat(logps) if logps else h.new_zeros(0, dtype=torch.float32)
+        ctx.wants_w = wants_w
+        ctx.save_for_backward(h, weight, bias, target, slope, *kept)
+        return torch.cat(logps) if logps else _float(h.new_zeros(0))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         h, weight, bias, target, slope, *kept = ctx.saved_tensors
         g = grads[0]
+        if torch.is_grad_enabled():  # somebody differentiates twice: let autograd do it, with all logits at once
+            leaves = [x for x, used in zip((h, weight, bias), ctx.needs_input_grad, strict=False) if used]
+            found = iter(torch.autograd.grad(_picked(_float(F.linear(h, weight, bias)), target), leaves, g, create_graph=True))
+            return *(next(found) if used else None for used in ctx.needs_input_grad[:3]), None, None
         grad_h = slope * g.unsqueeze(1).to(slope.dtype) if slope is not None else None
-        if h is None:
+        if not ctx.wants_w:
             return grad_h, None, None, None, None
-        grad_w = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        grad_b = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        for begin in range(0, h.shape[0], ctx.rows):
-            part = slice(begin, begin + ctx.rows)
-            p = kept[0] if kept else _softmax_rows(h[part], weight, bias, target[part], True)[1]
-            d = p * -g[part].unsqueeze(1).to(p.dtype)
-            d[torch.arange(d.shape[0], device=d.device), target[part]] += g[part].to(d.dtype)
-            if grad_w is not None:
-                grad_w.addmm_(d.to(weight.dtype).T, h[part])
-            if grad_b is not None:
-                grad_b += d.sum(0).to(grad_b.dtype)
-        return grad_h, grad_w, grad_b, None, None
+        grad_w = torch.zeros_like(_float(weight)) if ctx.needs_input_grad[1] else None
+        grad_b = torch.zeros_like(_float(bias)) if bias is not None and ctx.needs_input_grad[2] else None
+        with torch.autocast(h.device.type, enabled=False):
+            for begin in range(0, h.shape[0], ctx.rows):
+                part = slice(begin, begin + ctx.rows)
+                p = kept[0] if kept else _softmax_rows(h[part], weight, bias, target[part], True)[1]
+                d = p * -g[part].unsqueeze(1).to(p.dtype)
+                d[torch.arange(d.shape[0], device=d.device), target[part]] += g[part].to(d.dtype)
+                if grad_w is not None:  # half-precision chunks are summed in float32
+                    grad_w = _add_product(grad_w, d.to(weight.dtype).T, h[part])
+                if grad_b is not None:
+                    grad_b += d.sum(0)
+        grad_w = None if grad_w is None else grad_w.to(weight.dtype)
+        return grad_h, grad_w, None if grad_b is None else grad_b.to(bias.dtype), None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(a @ b)
 
 
 def _softmax_rows(
@@ -75,20 +88,26 @@ def _softmax_rows(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target and, when wanted, all probabilities; in float32 (float64 stays)."""
     z = F.linear(h, weight, bias)
-    z = z if z.dtype == torch.float64 else z.float()
+    z = _float(z)
     lse = torch.logsumexp(z, dim=1)
     logp = z.gather(1, target.unsqueeze(1)).squeeze(1) - lse
     return logp, torch.exp_(z.sub_(lse.unsqueeze(1))) if probabilities else None
 
 
 def linear_logps(
-    h: Tensor, output: nn.Module, target: Tensor, *, transform: Transform | None = None, chunk_bytes: int = CHUNK_BYTES
+    h: Tensor,
+    output: nn.Module,
+    target: Tensor,
+    *,
+    transform: Transform | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
     """Log-probabilities ``[N]`` of ``target`` ``[N]`` from hidden states ``h`` ``[N, D]`` and the output layer.
 
-    Works for any module ``D -> V``; a plain linear layer without a logit transform takes the chunked path.
+    Works for any module ``D -> V``; a plain linear layer without a logit transform takes the chunked path. A second
+    derivative is right too, but takes all logits at once.
     """
-    if transform is None and type(output) is nn.Linear:
+    if transform is None and _is_plain(output):
         weight, bias = output.weight, output.bias
         if torch.is_autocast_enabled(h.device.type):
             kind = torch.get_autocast_dtype(h.device.type)
@@ -98,7 +117,12 @@ def linear_logps(
             return _LinearLogps.apply(h, weight, bias, target, rows)  # type: ignore[return-value]
     z = _float(output(h))
     z = transform(z) if transform else z
-    return z.gather(1, target.unsqueeze(1)).squeeze(1) - torch.logsumexp(z, dim=1)
+    return _picked(z, target)
+
+
+def _is_plain(output: nn.Module) -> bool:
+    """A linear layer that nothing listens to, so that using its weights directly is the same as calling it."""
+    return type(output) is nn.Linear and not (output._forward_hooks or output._forward_pre_hooks)
 
 
 def _float(z: Tensor) -> Tensor:
@@ -124,8 +148,20 @@ def token_logits(model: nn.Module, layout: Layout, *, embed: Embed | None = None
 
 
 def class_logits(model: Any, layout: Layout, *, embed: Embed | None = None) -> Tensor:
-    """Class logits ``[B, C]`` of a sequence classifier, one row per example."""
-    inputs = {**tokens(model, layout, embed), "attention_mask": (layout.group > 0).long(), **layout.extra}
+    """Class logits ``[B, C]`` of a sequence classifier, one row per example.
+
+    A causal model is read at the last real token; this needs the layout, since a model that only sees embeddings cannot
+    tell padding.
+    """
+    if is_causal(model) and isinstance(getattr(model, "score", None), nn.Linear):
+        h = hidden_states(model, layout, embed=embed)
+        last = (layout.group > 0).sum(1) - 1
+        return _float(model.score(h[torch.arange(len(last), device=last.device), last]))
+    inputs = {
+        **tokens(model, layout, embed),
+        "attention_mask": (layout.group > 0).long(),
+        **extra(model, layout),
+    }
     return _float(model(**inputs).logits)
 
 
@@ -141,11 +177,8 @@ def score(
     if logits is None:
         logps = token_logps(model, layout, embed=embed)
     else:
-        logps = logits.gather(1, layout.target.unsqueeze(1)).squeeze(1) - torch.logsumexp(logits, dim=1)
-    ref = ref_logits = None
-    if "reference" in needs:
-        ref = _reference_logps(layout, reference)
-        ref_logits = reference(layout, True) if "logits" in needs and reference else None
+        logps = _picked(logits, layout.target)
+    ref, ref_logits = _under_reference(layout, reference, needs)
     if kind is Tokens:
         weights = layout.weight if layout.weight is not None else torch.ones_like(logps)
         targets = layout.target if logits is not None else None
@@ -153,11 +186,24 @@ def score(
     return _BATCHES[kind](layout, logps, ref)
 
 
-def _reference_logps(layout: Layout, reference: Reference | None) -> Tensor:
-    if layout.reference is not None:
-        return layout.reference
+def _picked(logits: Tensor, target: Tensor) -> Tensor:
+    """Log-probabilities ``[N]`` of the targets from logit rows ``[N, V]``."""
+    return logits.gather(1, target.unsqueeze(1)).squeeze(1) - torch.logsumexp(logits, dim=1)
+
+
+def _under_reference(
+    layout: Layout, reference: Reference | None, needs: frozenset[str]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Log-probabilities and, when wanted too, logit rows under the reference model, in one pass."""
+    if "reference" not in needs:
+        return None, None
+    if layout.reference is not None and "logits" not in needs:
+        return layout.reference, None
     assert reference is not None, "the session provides a reference when a part needs one"
-    return reference(layout, False)
+    if "logits" not in needs:
+        return reference(layout, False), None
+    logits = reference(layout, True)
+    return _picked(logits, layout.target), logits
 
 
 def _sums(layout: Layout, values: Tensor | None) -> Tensor | None:
@@ -192,7 +238,8 @@ def _rated(layout: Layout, logps: Tensor, ref: Tensor | None) -> Rated:
 def _lists(layout: Layout, logps: Tensor, ref: Tensor | None) -> Lists:
     """Ragged lists become ``[B, K]`` with absent answers at zero."""
     assert layout.label is not None
-    present = torch.arange(layout.label.shape[1], device=logps.device) < torch.tensor(layout.answers, device=logps.device)[:, None]
+    answers = torch.tensor(layout.answers, device=logps.device)
+    present = torch.arange(layout.label.shape[1], device=logps.device) < answers.unsqueeze(1)
 
     def spread(flat: Tensor | None) -> Tensor | None:
         return None if flat is None else flat.new_zeros(present.shape).masked_scatter(present, flat)
@@ -205,8 +252,8 @@ def _lists(layout: Layout, logps: Tensor, ref: Tensor | None) -> Lists:
 
 def _rollouts(layout: Layout, logps: Tensor, ref: Tensor | None) -> Rollouts:
     assert layout.label is not None
-    old = layout.extra.get("old_logps")
-    return Rollouts(logps, logps.detach() if old is None else old, layout.sequence, layout.label, ref)
+    old = logps.detach() if layout.old_logps is None else layout.old_logps
+    return Rollouts(logps, old, layout.sequence, layout.label, ref)
 
 
 _BATCHES: dict[type, Callable[[Layout, Tensor, Tensor | None], Batch]] = {
@@ -218,14 +265,14 @@ def reference_scorer(model: nn.Module, disabled: Callable[[], AbstractContextMan
     """Scores under a frozen model, or under the trained one while ``disabled()`` switches its adapter off."""
 
     def reference(layout: Layout, logits: bool) -> Tensor:
-        with torch.no_grad(), disabled(), _evaluating(model):
+        with torch.no_grad(), disabled(), _evaluating(model), aux.collect(layout):  # its own, thrown away
             return token_logits(model, layout) if logits else token_logps(model, layout)
 
     return reference
 
 
 @contextmanager
-def _evaluating(model: nn.Module):  # noqa: ANN202
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off; every module's mode is put back afterwards."""
     training = [m for m in model.modules() if m.training]
     for m in training:

@@ -2,9 +2,11 @@
 
 import contextlib
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ class Session:
     log: Any
     stop: Any
     needs_closure: bool
+    count_flops: bool = False
     record: dict[str, Any] = field(default_factory=dict)
     batches: Iterator[Any] = field(default_factory=lambda: iter(()))
     _saved: list[tuple[str, Tensor]] = field(default_factory=list)
@@ -80,26 +83,31 @@ class Session:
         self.batches = iter(self.loader)
         self.write_record(status="running", step=ctx.clock.step)
         began = time.monotonic()
-        outcome = Loop(self).run()
+        loop = Loop(self)
+        outcome = loop.run()
         if outcome.status != "interrupted" and keep_weights:
             self.publish_result()
         seconds = self.record.get("seconds", 0.0) + time.monotonic() - began
         self.write_record(status=outcome.status, step=outcome.step, metrics=outcome.metrics, seconds=seconds)
         return Result(
             ctx.folder, outcome.status, outcome.step, outcome.metrics, self.log.events(), outcome.signal,
-            peak_bytes=engines.peak_memory(ctx.engine.device), state_bytes=ctx.optimizer.state_bytes(),  # type: ignore[attr-defined]
-            params=sum(p.numel() for n, p in self.saved_tensors() if p.requires_grad),
+            flops=loop.step_flops * ctx.clock.steps, peak_bytes=engines.peak_memory(ctx.engine.device), state_bytes=ctx.optimizer.state_bytes(),  # type: ignore[attr-defined]
+            params=sum(p.numel() for n, p in self.saved_tensors() if p.requires_grad), main=ctx.engine.main,
         )  # fmt: skip
 
     def publish_result(self) -> None:
-        """Write ``adapter/`` (PEFT's format where it can be expressed) or ``model/``, complete or not at all."""
+        """Write ``adapter/`` (PEFT's format where it can be expressed) or ``model/``, complete or not at all.
+
+        Every process fills a folder, because sharded weights are gathered on the way; the first one's is kept.
+        """
         ctx = self.context
-        if not ctx.engine.main:
-            return
-        if ctx.attached is not None:
-            publish(ctx.folder / "adapter", ctx.attached.save)
-        else:
-            publish(ctx.folder / "model", lambda out: models.save(ctx.bundle, out))
+        name, fill = ("model", partial(models.save, ctx.bundle)) if ctx.attached is None else ("adapter", ctx.attached.save)
+        if ctx.engine.main:
+            publish(ctx.folder / name, fill)
+        elif ctx.engine.strategy == "fsdp":
+            with tempfile.TemporaryDirectory() as aside:
+                fill(Path(aside))
+        ctx.engine.barrier()
 
 
 @contextlib.contextmanager

@@ -159,9 +159,7 @@ def answer(
         raise UsageError(f"{type(model).__name__} does not generate text")
     ids = encode_prompt(tokenizer, prompt).to(model.device)
     sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature > 0
-        else {"do_sample": False}
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
     )
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     with contextlib.ExitStack() as stack:

@@ -1,14 +1,13 @@
 """One page per part, and the table of all parts."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from metier import catalog
-from metier.core import part
+from metier.core import part, resolve
 from metier.core.part import KINDS, NEEDS, Claim, Listing, Option
-from metier.core.resolve import common_callable, common_schema
 from metier.docsite.facts import Facts, Finding
 from metier.docsite.text import about, bullets, default_text, docstring, escape, papers, table, type_text
 
@@ -27,6 +26,8 @@ KIND_TEXT = {
     "law": "A curve that is fitted to many runs.",
 }
 
+NAMESPACES = {"model": "model_parts", "decode": "decoders"}
+
 
 def pages(facts: Facts) -> dict[str, str]:
     """``parts/index.md`` and ``parts/<kind>/<name>.md``."""
@@ -34,7 +35,10 @@ def pages(facts: Facts) -> dict[str, str]:
 
 
 def _index(facts: Facts) -> str:
-    out = ["# Parts", f"{len(facts.parts)} techniques. In the terminal: `metier list`, `metier show optimizer/adamw`."]
+    out = [
+        "# Parts",
+        f"{len(facts.parts)} techniques. In the terminal: `metier list`, `metier show optimizer/adamw`.",
+    ]
     for kind in KINDS:
         found = [p for p in facts.parts if p.kind == kind]
         out += [f"## {kind}", KIND_TEXT[kind]]
@@ -63,7 +67,11 @@ def _page(item: Listing, facts: Facts) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-SECTION = {"source": ("data:\n  source:\n", "    "), "model": ("transform:\n  - ", "      "), "hook": ("hooks:\n  - ", "      ")}
+SECTION = {
+    "source": ("data:\n  source:\n", "    "),
+    "model": ("transform:\n  - ", "      "),
+    "hook": ("hooks:\n  - ", "      "),
+}
 
 
 def _usage(item: Listing, schema: Mapping[str, Option]) -> str:
@@ -79,32 +87,32 @@ def _lines(schema: Mapping[str, Option], indent: str) -> str:
     if not schema:
         return " {}\n"
     return "\n" + "".join(
-        f"{indent}{o.name}: {'…' if o.required else default_text(o.default).strip('`')}\n" for o in schema.values()
+        f"{indent}{o.name}: {'…' if o.required else default_text(o.default)}\n" for o in schema.values()
     )
 
 
 def _options(item: Listing, obj: Any, doc: str) -> list[str]:
-    own, shared = part.options(obj), common_schema(item.kind)
+    own, shared = part.options(obj), resolve.common_schema(item.kind)
     out = ["## Options", _option_table(own, doc) if own else "None of its own."]
     shared = {k: o for k, o in shared.items() if k not in own}
     if shared:
-        out += [f"Every {item.kind} also has:", _option_table(shared, _doc(common_callable(item.kind)))]
+        out += [
+            f"Every {item.kind} also has:",
+            _option_table(shared, inspect.getdoc(resolve._common(item.kind)) or ""),
+        ]
     return out
-
-
-def _doc(function: Callable[..., Any]) -> str:
-    return part_doc if (part_doc := inspect.cleandoc(function.__doc__ or "")) else ""
 
 
 def _option_table(schema: Mapping[str, Option], doc: str) -> str:
     rows = [
         [
             f"`{o.name}`", escape(type_text(o.annotation)),
-            "required" if o.required else default_text(o.default), docstring(about(o.name, doc)),
+            "required" if o.required else f"`{default_text(o.default)}`", docstring(about(o.name, doc)),
         ]
         for o in schema.values()
     ]  # fmt: skip
-    return table(["option", "type and range", "default", "meaning"], rows)
+    width = 4 if any(r[3] for r in rows) else 3
+    return table(["option", "type and range", "default", "meaning"][:width], [r[:width] for r in rows])
 
 
 def _together(card: part.Card, known: frozenset[str]) -> list[str]:
@@ -134,7 +142,10 @@ def _evidence(findings: list[Finding]) -> list[str]:
         return ["## What we measured", "Nothing yet: no finding is committed."]
     out = ["## What we measured"]
     for f in findings:
-        out += [f"{escape(f.question)} ([{f.name}](../../findings.md#{f.name.replace('/', '-')}))", bullets(f.sentences)]
+        out += [
+            f"{escape(f.question)} ([{f.name}](../../findings.md#{f.name.replace('/', '-')}))",
+            bullets(f.sentences),
+        ]
     return out
 
 
@@ -151,9 +162,6 @@ def _source(item: Listing, root: Path) -> list[str]:
     stem = path.stem
     test = f"`tests/parts/{item.kind}/test_{stem}.py`"
     body = "\n".join(f"    {line}".rstrip() for line in ("```python\n" + code + "```").splitlines())
-    how = f"`from metier import {_namespace(item.kind)}`, then `{_namespace(item.kind)}.{item.object}`. Its oracle: {test}."
+    space = NAMESPACES.get(item.kind, f"{item.kind}s")
+    how = f"`from metier import {space}`, then `{space}.{item.object}`. Its oracle: {test}."
     return ["## Source { data-search-exclude }", how, f'??? quote "{shown}"\n\n{body}']
-
-
-def _namespace(kind: str) -> str:
-    return {"model": "model_parts", "decode": "decoders"}.get(kind, f"{kind}s")

@@ -13,6 +13,7 @@ ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 SPECIAL = re.compile(r"([\\*_\[\]{}|])")
 PART = re.compile(r"^(?:metier (?:show|check) )?([a-z]+/[a-z0-9-]+)$")
 SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+WORDS = {"true", "false", "null", "yes", "no", "on", "off"}
 NAMES = {"str": "text", "bool": "true or false", "NoneType": "null"}
 
 
@@ -93,17 +94,19 @@ def _ranged(base: str, marks: Sequence[Any]) -> str:
 
 def default_text(value: Any) -> str:
     """A default as it would stand in a run file."""
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w/-]*", value) and value.lower() not in WORDS:
+        return value
     try:
-        return f"`{json.dumps(value)}`"
+        return json.dumps(value, ensure_ascii=False)
     except TypeError:
-        return f"`{value!r}`"
+        return repr(value)
 
 
 def about(option: str, doc: str) -> str:
-    """The first sentence of a docstring that begins or continues with the option's name in code; often empty."""
+    """The first sentence of a docstring that begins with the option's name in code; often empty."""
     flat = " ".join(doc.split())
+    name = re.escape(f"``{option}``")
     for sentence in re.split(r"(?<=[.;]) (?=[A-Z`±])", flat):
-        if re.search(rf"``{re.escape(option)}``", sentence):
-            start = re.search(rf"``{re.escape(option)}``: (.+)", sentence)
-            return (start.group(1) if start else sentence).rstrip(".;")
+        if m := re.match(rf"{name}(?:: |(?= ))(.+)", sentence):
+            return (m.group(1) if f"``{option}``: " in m.group() else sentence).rstrip(".;")
     return ""

@@ -79,7 +79,7 @@ class Tiny:
         self.dispatch("on_batch", ctx, ctx.layouts)
         results = [ctx.module(batch) for batch in ctx.layouts]
         units = sum(n for _, n, _ in results)
-        loss = sum(total for total, _, _ in results) / units
+        loss = torch.stack([total for total, _, _ in results]).sum() / units
         loss.backward()
         self.dispatch("on_gradients", ctx)
         ctx.optimizer.step()

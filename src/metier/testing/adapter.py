@@ -27,9 +27,7 @@ def tiny(family: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         if family == "gpt2":
-            config = GPT2Config(
-                vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
-            )
+            config = GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0)
             model: Any = GPT2LMHeadModel(config)
         else:
             model = LlamaForCausalLM(
@@ -69,9 +67,7 @@ def disturb(attached: Attached, size: float = 0.05) -> None:
             p.add_(size * torch.randn(p.shape, generator=g).to(p))
 
 
-def check(
-    ref: str, options: Mapping[str, Any] | None = None, families: tuple[str, ...] = ("llama", "gpt2")
-) -> list[str]:
+def check(ref: str, options: Mapping[str, Any] | None = None, families: tuple[str, ...] = ("llama", "gpt2")) -> list[str]:
     """Run the contract on the part ``ref``. Returns the names of the checks; raises ``AssertionError``."""
     chosen = OPTIONS.get(ref, {}) if options is None else options
     built = part.build("adapter", {ref.split("/")[1]: dict(chosen)})
@@ -114,9 +110,7 @@ def _only_the_adapter_trains(built: Built, family: str) -> None:
         assert p.grad is not None, f"{built.id}: a trainable parameter gets no gradient"
         assert torch.isfinite(p.grad).all(), f"{built.id}: a gradient is not finite"
         assert id(p) not in base or id(p) in declared, f"{built.id} trains {base[id(p)][0]} of the base"
-    assert any(bool(p.grad.ne(0).any()) for p in trainable if p.grad is not None), (
-        f"{built.id}: all gradients are zero"
-    )
+    assert any(bool(p.grad.ne(0).any()) for p in trainable if p.grad is not None), f"{built.id}: all gradients are zero"
     assert all(p.grad is None for p in attached.model.parameters() if not p.requires_grad)
 
 
@@ -141,9 +135,7 @@ def _merged_is_the_same(built: Built, family: str) -> None:
         raise AssertionError(f"{built.id} says it cannot be merged, and merges")
     merged = attached.merge()
     torch.testing.assert_close(logits(merged), tuned, rtol=1e-4, atol=1e-4)
-    assert {n: type(m) for n, m in merged.named_modules()} == plain, (
-        f"{built.id} leaves other modules after merging"
-    )
+    assert {n: type(m) for n, m in merged.named_modules()} == plain, f"{built.id} leaves other modules after merging"
 
 
 def _saves_and_loads_exactly(built: Built, family: str) -> None:
@@ -152,12 +144,8 @@ def _saves_and_loads_exactly(built: Built, family: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         attached.save(folder)
         again = load_adapter(tiny(family), folder)
-    assert again.count == attached.count, (
-        f"{built.id}: {attached.count} parameters saved, {again.count} loaded"
-    )
-    assert torch.equal(logits(again.model), logits(attached.model)), (
-        f"{built.id} is another one after loading"
-    )
+    assert again.count == attached.count, f"{built.id}: {attached.count} parameters saved, {again.count} loaded"
+    assert torch.equal(logits(again.model), logits(attached.model)), f"{built.id} is another one after loading"
 
 
 def _counts(built: Built, family: str) -> None:
@@ -176,13 +164,8 @@ def _targets_must_match(built: Built, family: str) -> None:
 
 
 def _same_seed_same_start(built: Built, family: str) -> None:
-    states = [
-        {n: p for n, p in put(built, tiny(family), seed).model.named_parameters() if p.requires_grad}
-        for seed in (5, 5)
-    ]
-    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0]), (
-        f"{built.id}: one seed, two starts"
-    )
+    states = [{n: p for n, p in put(built, tiny(family), seed).model.named_parameters() if p.requires_grad} for seed in (5, 5)]
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0]), f"{built.id}: one seed, two starts"
 
 
 def _half_precision_base(built: Built, family: str) -> None:
@@ -192,12 +175,7 @@ def _half_precision_base(built: Built, family: str) -> None:
     assert out.dtype == torch.bfloat16, f"{built.id} changes the type of the output"
     assert torch.isfinite(out).all()
     if isinstance(next(iter(attached.adapters.values()), None), LinearAdapter):
-        own = [
-            p
-            for a in attached.adapters.values()
-            for n, p in a.named_parameters()
-            if not n.startswith("base.")
-        ]
+        own = [p for a in attached.adapters.values() for n, p in a.named_parameters() if not n.startswith("base.")]
         assert all(p.dtype == torch.float32 for p in own), f"{built.id} trains in half precision"
 
 

@@ -15,9 +15,7 @@ OPTIONS: dict[str, Mapping[str, Any]] = {}
 SHAPES = ((7, 5), (6,), (2, 3, 4), (1, 1))
 
 
-def tensors(
-    shape: tuple[int, ...], count: int, dtype: torch.dtype = torch.float32
-) -> tuple[list[Tensor], Tensor]:
+def tensors(shape: tuple[int, ...], count: int, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:
     """``count`` fine-tuned tensors near a base, and the base."""
     g = torch.Generator().manual_seed(count)
     base = torch.randn(shape, generator=g)

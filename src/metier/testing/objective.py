@@ -3,8 +3,8 @@ the batch.
 
 The batch is synthetic, of the type that the objective reads, with the fields it declares to need and no
 others. An objective that detaches on purpose (a baseline, a weight) cannot agree with finite differences: for
-a module that says ``detach`` or ``no_grad`` the gradient is only checked to be finite, and its oracle test
-must compare it.
+a part whose source says ``detach`` or ``no_grad`` the gradient is only checked to be finite, and its oracle
+test must compare it.
 """
 
 import inspect
@@ -97,11 +97,13 @@ def _tokens(needs: frozenset[str]) -> Tokens:
 
 
 def _pairs(needs: frozenset[str]) -> Pairs:
-    ref = [_logps(B, scale=9.0), _logps(B, scale=9.0)] if "reference" in needs else [None, None]
-    lengths = [torch.tensor(v, dtype=torch.float64) for v in ([3, 5, 2, 4], [4, 2, 6, 3])]
+    known = "reference" in needs
+    chosen, rejected = (torch.tensor(v, dtype=torch.float64) for v in ([3, 5, 2, 4], [4, 2, 6, 3]))
     return Pairs(
-        _logps(B, scale=9.0), _logps(B, scale=9.0), *lengths, *ref, torch.rand(B, dtype=torch.float64)
-    )
+        _logps(B, scale=9.0), _logps(B, scale=9.0), chosen, rejected,
+        _logps(B, scale=9.0) if known else None, _logps(B, scale=9.0) if known else None,
+        torch.rand(B, dtype=torch.float64),
+    )  # fmt: skip
 
 
 def _rated(needs: frozenset[str]) -> Rated:
@@ -221,11 +223,21 @@ def _gradient(id: str, case: Case) -> str:
         f"{id}: no gradient reaches the policy's scores"
     )
     assert all(g is None or torch.isfinite(g).all() for g in grads), f"{id}: the gradient is not finite"
-    source = inspect.getsource(inspect.getmodule(part.load(id)))  # type: ignore[arg-type]
+    source = _source(part.load(id))
     if "detach" in source or "no_grad" in source:
         return "gradient is finite"
-    torch.autograd.gradcheck(loss, values, eps=1e-6, atol=1e-5, rtol=1e-4)
+    try:
+        torch.autograd.gradcheck(loss, values, eps=1e-6, atol=1e-5, rtol=1e-4)
+    except RuntimeError as e:
+        raise AssertionError(f"{id}: the gradient is not that of the loss ({e})") from None
     return "gradient agrees with finite differences"
+
+
+def _source(obj: Any) -> str:
+    """Source of a part and of the functions of its module that it names."""
+    own = inspect.getsource(obj)
+    helpers = inspect.getmembers(inspect.getmodule(obj), inspect.isfunction)
+    return own + "".join(inspect.getsource(f) for name, f in helpers if f"{name}(" in own and f is not obj)
 
 
 def _finite_at_extremes(id: str, case: Case) -> None:

@@ -22,6 +22,8 @@ SHAPES = {
     "conv": (2, 3, 2, 2),
 }
 
+BEYOND = ((Gt, "gt", (0, -1)), (Ge, "ge", (-1,)), (Lt, "lt", (0, 1)), (Le, "le", (1,)))
+
 
 def check(id: str) -> list[str]:
     """Run every check on the part ``id`` with its default options. Returns their names.
@@ -97,12 +99,10 @@ def _outside(annotation: Any) -> list[float]:
     if get_origin(annotation) is not Annotated:
         return [v for a in get_args(annotation) if get_origin(a) is Annotated for v in _outside(a)]
     out: list[float] = []
-    bounds: tuple[Any, ...] = annotation.__metadata__
-    for bound in bounds:
-        out += [bound.gt, bound.gt - 1] if type(bound) is Gt else []
-        out += [bound.ge - 1] if type(bound) is Ge else []
-        out += [bound.lt, bound.lt + 1] if type(bound) is Lt else []
-        out += [bound.le + 1] if type(bound) is Le else []
+    for bound in annotation.__metadata__:
+        for kind, name, offsets in BEYOND:
+            if isinstance(bound, kind):
+                out += [getattr(bound, name) + offset for offset in offsets]
     return out
 
 

@@ -26,6 +26,8 @@ def check(id: str) -> list[str]:
     assert torch.allclose(swapped, found.flip(0, 1)), (
         f"{id}: a reward depends on the other prompts or on the order"
     )
+    alone = reward(PROMPTS[:1], COMPLETIONS[:1], ANSWERS[:1])
+    assert torch.allclose(alone, found[:1]), f"{id}: a reward depends on the other prompts or on the order"
     assert reward(PROMPTS[:1], [["5"]], ANSWERS[:1]).shape == (1, 1), f"{id}: one prompt, one completion"
     assert reward([], [], []).shape[0] == 0, f"{id}: no prompt"
     try:

@@ -31,8 +31,7 @@ def test_formula(nonlinearity):
         nn.init.normal_(p)
     x = np.random.default_rng(0).normal(size=(4, 5))
     down, up, d, u, w, b = (
-        t.detach().numpy()
-        for t in (layer.down, layer.up, layer.down_bias, layer.up_bias, layer.base.weight, layer.base.bias)
+        t.detach().numpy() for t in (layer.down, layer.up, layer.down_bias, layer.up_bias, layer.base.weight, layer.base.bias)
     )
     h = x @ w.T + b
     expected = h + F64[nonlinearity](h @ down.T + d) @ up.T + u
@@ -73,9 +72,7 @@ def test_bert_is_adapted_before_the_residual_sum():
     from transformers import BertConfig, BertForSequenceClassification
 
     model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
-        )
+        BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
     )
     attached = attach(model, part.build("adapter", {"houlsby": {"layer_norms": False}}))
     assert list(attached.adapters) == [

@@ -43,13 +43,9 @@ def oracle(layer: LoRA, x: np.ndarray, scale: float) -> np.ndarray:
 def test_formula(options, scale):
     layer = filled(**options)
     x = np.random.default_rng(0).normal(size=(5, 6))
-    np.testing.assert_allclose(
-        layer(torch.tensor(x)).detach().numpy(), oracle(layer, x, scale), rtol=1e-12, atol=1e-12
-    )
+    np.testing.assert_allclose(layer(torch.tensor(x)).detach().numpy(), oracle(layer, x, scale), rtol=1e-12, atol=1e-12)
     weight, bias = layer.merged()
-    expected = (
-        layer.base.weight.detach().numpy() + scale * layer.up.detach().numpy() @ layer.down.detach().numpy()
-    )
+    expected = layer.base.weight.detach().numpy() + scale * layer.up.detach().numpy() @ layer.down.detach().numpy()
     np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
     assert bias is layer.base.bias
 
@@ -78,6 +74,7 @@ def test_peft_reads_what_we_write(tmp_path, family, options):
     attached = put(part.build("adapter", {"lora": options}), tiny(family))
     disturb(attached)
     attached.save(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["fan_in_fan_out"] is (family == "gpt2")
     theirs = PeftModel.from_pretrained(tiny(family), str(tmp_path))
     torch.testing.assert_close(logits(theirs), logits(attached.model), rtol=1e-5, atol=1e-5)
     merged = theirs.merge_and_unload()
@@ -89,9 +86,7 @@ def test_we_read_what_peft_writes(tmp_path, family):
     import peft
 
     names = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn"]}[family]
-    config = peft.LoraConfig(
-        r=3, lora_alpha=5, target_modules=names, fan_in_fan_out=family == "gpt2", use_rslora=True
-    )
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=names, fan_in_fan_out=family == "gpt2", use_rslora=True)
     theirs = peft.get_peft_model(tiny(family), config)
     for n, p in theirs.named_parameters():
         if "lora_B" in n:

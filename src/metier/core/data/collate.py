@@ -11,6 +11,9 @@ from torch import Tensor
 from metier.core.data.encode import Item
 from metier.core.layout import Layout
 
+PER_TARGET = ("weight", "reference", "old_logps")
+"""Values per token in an item's ``extra`` that belong to the token as a target; all others are inputs of the model."""
+
 
 @dataclass
 class _Rows:
@@ -22,6 +25,7 @@ class _Rows:
     branch: np.ndarray
     row: list[np.ndarray] = field(default_factory=list)
     col: list[np.ndarray] = field(default_factory=list)
+    own: list[np.ndarray] = field(default_factory=list)
     target: list[np.ndarray] = field(default_factory=list)
     sequence: list[np.ndarray] = field(default_factory=list)
     answers: int = 0
@@ -50,30 +54,41 @@ class _Rows:
     def _targets(self, r: int, predicted_at: np.ndarray, stands_at: np.ndarray, answer: int = 0) -> None:
         self.row.append(np.full(len(predicted_at), r))
         self.col.append(predicted_at)
+        self.own.append(stands_at)
         self.target.append(self.ids[r, stands_at])
         self.sequence.append(np.full(len(predicted_at), self.answers + answer))
 
 
 def collate(items: Sequence[Item], *, pad_id: int, rows: Sequence[Sequence[int]] | None = None) -> Layout:
-    """One layout of the items, in order. ``rows`` lists the items of each packed row; default: one item per row."""
+    """One layout of the items, in order. ``rows`` lists the items of each packed row; default: one item per row.
+
+    The first token of a sequence is never a target: nothing predicts it.
+    """
     rows = rows if rows is not None else [[i] for i in range(len(items))]
     width = max(sum(items[i].length for i in row) for row in rows)
     shape = (len(rows), width)
-    built = _Rows(np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64))
+    built = _Rows(np.full(shape, pad_id, np.int64), *(np.zeros(shape, np.int64) for _ in range(3)))
     place = {i: (r, g) for r, row in enumerate(rows) for g, i in enumerate(row)}
     begins = {i: sum(items[j].length for j in rows[r][:g]) for i, (r, g) in place.items()}
     for i, item in enumerate(items):
         built.put(item, place[i][0], begins[i], place[i][1] + 1)
+    row, own = _cat(built.row), _cat(built.own)
+    extra = _extra(items, place, begins, shape)
+    per_target = {name: extra.pop(name)[row, own] for name in PER_TARGET if name in extra}
     return Layout(
         *(torch.from_numpy(a) for a in (built.ids, built.position, built.group, built.branch)),
-        row=_cat(built.row), col=_cat(built.col), target=_cat(built.target), sequence=_cat(built.sequence),
+        row=row, col=_cat(built.col), target=_cat(built.target), sequence=_cat(built.sequence),
         ids=tuple(i.id for i in items), label=_labels(items), answers=tuple(max(1, len(i.answers)) for i in items),
-        extra=_extra(items, place, begins, shape),
+        extra=extra, **per_target,
     )  # fmt: skip
 
 
 def _cat(parts: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts).astype(np.int64)) if parts else torch.zeros(0, dtype=torch.int64)
+    return (
+        torch.from_numpy(np.concatenate(parts).astype(np.int64))
+        if parts
+        else torch.zeros(0, dtype=torch.int64)
+    )
 
 
 def _labels(items: Sequence[Item]) -> Tensor | None:
@@ -92,7 +107,8 @@ def _extra(items: Sequence[Item], place: dict, begins: dict, shape: tuple[int, i
     out: dict[str, np.ndarray] = {}
     for i, item in enumerate(items):
         for name, values in item.extra.items():
-            array = out.setdefault(name, np.zeros(shape, values.dtype))
+            absent = 1 if name == "weight" else 0
+            array = out.setdefault(name, np.full(shape, absent, values.dtype))
             array[place[i][0], begins[i] : begins[i] + len(values)] = values
     return {k: torch.from_numpy(v) for k, v in out.items()}
 

@@ -10,7 +10,7 @@ import numpy as np
 from metier.core.data import formats
 from metier.core.data.formats import Message
 from metier.core.data.template import Segment, render, segments
-from metier.core.errors import UsageError
+from metier.core.errors import UsageError, unknown
 
 NO_LOSS = np.zeros(0, dtype=bool)
 
@@ -45,18 +45,32 @@ class Item:
 class Encoder:
     """Encodes examples for one tokenizer; what is cut or dropped is counted and can be said."""
 
-    def __init__(self, tokenizer: Any, *, max_length: int, truncate: str, on_empty: str, labels: dict[Any, int] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        truncate: str,
+        on_empty: str,
+        labels: dict[Any, int] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.truncate = truncate
         self.on_empty = on_empty
-        self.labels = labels or {}
+        self.labels = labels
         self.counts: Counter[str] = Counter()
         self.begin = _begin(tokenizer)
 
     def __call__(self, example: Any) -> Item | None:
-        """The item, or ``None`` when the options say that the example is dropped."""
-        item = self._fit(self._encode(example))
+        """The item, or ``None`` when the options say that the example is dropped.
+
+        Raises ``UsageError`` with the example's place for one that cannot be encoded.
+        """
+        try:
+            item = self._fit(self._encode(example))
+        except UsageError as e:
+            raise e if e.where else UsageError(e.what, where=example.id or None, hint=e.hint) from None
         if item is not None and item.targets == 0 and not isinstance(example, formats.Labelled):
             if self.on_empty == "error":
                 raise UsageError("no token of this example carries loss", where=example.id)
@@ -69,7 +83,10 @@ class Encoder:
         items = [i for i in map(self, examples) if i is not None]
         if not items:
             reasons = ", ".join(f"{n} {why}" for why, n in self.counts.items())
-            raise UsageError(f"no example is left to train on ({reasons or 'there were none'})", hint="See: metier data check, data.max_length")
+            raise UsageError(
+                f"no example is left to train on ({reasons or 'there were none'})",
+                hint="See: metier data check, data.max_length",
+            )
         return items
 
     def summary(self) -> str | None:
@@ -78,7 +95,7 @@ class Encoder:
 
     # --- by type -------------------------------------------------------------------------------------------------
 
-    def _encode(self, e: Any) -> Item:
+    def _encode(self, e: Any) -> Item | None:
         match e:
             case formats.Text():
                 return self.text(e)
@@ -102,9 +119,7 @@ class Encoder:
         """A plain text with its end-of-text token; its context, if any, stands before it and carries no loss."""
         context = _array([*self.begin, *(self._ids(e.context) if e.context else ())])
         own = _array([*self._ids(e.text), self._end(e)])
-        loss = np.ones(len(context) + len(own), bool)
-        loss[len(self.begin) : len(context)] = False
-        return Item(_join(context, own), loss, id=e.id)
+        return Item(_join(context, own), _mask(len(context), len(own)), id=e.id)
 
     def _plain(self, parts: list[Segment], id: str) -> Item:
         encoded = [(self._ids(s.text), s.loss) for s in parts]
@@ -115,14 +130,30 @@ class Encoder:
     def _branches(self, e: Any, answers: tuple[str, ...], label: Any) -> Item:
         prompt, opened = self._prompt(e.prompt)
         ids = tuple(self._answer(e.prompt, a, opened) for a in answers)
-        return Item(prompt, np.zeros(len(prompt), bool), ids, tuple(np.ones(len(a), bool) for a in ids), e.id, label)
+        unpredicted = int(len(prompt) == 0)  # nothing stands before the first token then
+        loss = tuple(np.arange(len(a)) >= unpredicted for a in ids)
+        return Item(prompt, np.zeros(len(prompt), bool), ids, loss, e.id, label)
 
     def _labelled(self, e: formats.Labelled) -> Item:
-        ids = self.tokenizer(e.text, e.pair, truncation=True, max_length=self.max_length)["input_ids"]
-        if len(ids) == self.max_length:
-            self.counts["cut to max_length"] += 1
-        label = None if e.label is None else self.labels.get(e.label, e.label)
-        return Item(_array(ids), np.zeros(len(ids), bool), id=e.id, label=label)
+        """A text or pair with its special tokens; the tokenizer cuts, so that these stay."""
+        label = e.label if self.labels is None else self._class(e)
+        encoded = self.tokenizer(e.text, e.pair, verbose=False, return_token_type_ids=True)
+        length = len(encoded["input_ids"])
+        if length > self.max_length:
+            if not self._cuts(length, e.id):
+                return None
+            encoded = self.tokenizer(
+                e.text, e.pair, truncation=True, max_length=self.max_length, return_token_type_ids=True
+            )
+        ids = _array(encoded["input_ids"])
+        extra = {} if e.pair is None else {"token_type_ids": np.array(encoded["token_type_ids"], np.int64)}
+        return Item(ids, np.zeros(len(ids), bool), id=e.id, label=label, extra=extra)
+
+    def _class(self, e: formats.Labelled) -> int:
+        assert self.labels is not None
+        if e.label not in self.labels:
+            raise unknown("label", str(e.label), map(str, self.labels), where=e.id)
+        return self.labels[e.label]
 
     def _prompt(self, prompt: str | tuple[Message, ...]) -> tuple[np.ndarray, str]:
         """Prompt ids, and the rendered prompt when there is a template."""
@@ -137,7 +168,11 @@ class Encoder:
         """What the model should write after the prompt, its end-of-turn token included."""
         if not opened:
             return _array([*self._ids(answer), self._end(prompt)])
-        *_, last = (s for s in segments(self.tokenizer, (*_turns(prompt), Message("assistant", answer)), last_only=True) if s.loss)
+        *_, last = (
+            s
+            for s in segments(self.tokenizer, (*_turns(prompt), Message("assistant", answer)), last_only=True)
+            if s.loss
+        )
         return _array(self._ids(last.text))
 
     def _ids(self, text: str) -> list[int]:
@@ -150,20 +185,31 @@ class Encoder:
 
     # --- length ----------------------------------------------------------------------------------------------------
 
-    def _fit(self, item: Item) -> Item | None:
+    def _fit(self, item: Item | None) -> Item | None:
+        if item is None:
+            return None
         longest = len(item.prompt) + max(map(len, item.answers), default=0)
         if longest <= self.max_length:
             return item
+        if not self._cuts(longest, item.id):
+            return None
+        if self.truncate == "right":
+            return _cut_right(item, self.max_length)
+        kept = len(self.begin) if item.prompt[: len(self.begin)].tolist() == self.begin else 0
+        return _cut_prompt(item, self.max_length, kept)
+
+    def _cuts(self, length: int, id: str) -> bool:
+        """Whether an example of this length is to be cut (else dropped). Counts it; raises when neither is allowed."""
         if self.truncate == "error":
             raise UsageError(
-                f"{longest} tokens are more than data.max_length = {self.max_length}", where=item.id,
+                f"{length} tokens are more than data.max_length = {self.max_length}", where=id,
                 hint="Raise data.max_length, or say what to do with data.truncate: drop | right | left-prompt.",
             )  # fmt: skip
-        if self.truncate == "drop":
-            self.counts[f"dropped: longer than {self.max_length} tokens"] += 1
-            return None
-        self.counts[f"cut to {self.max_length} tokens"] += 1
-        return _cut_right(item, self.max_length) if self.truncate == "right" else _cut_prompt(item, self.max_length)
+        cuts = self.truncate != "drop"
+        self.counts[
+            f"cut to {self.max_length} tokens" if cuts else f"dropped: longer than {self.max_length} tokens"
+        ] += 1
+        return cuts
 
 
 def _begin(tokenizer: Any) -> list[int]:
@@ -186,11 +232,16 @@ def _cut_right(item: Item, limit: int) -> Item:
     )  # fmt: skip
 
 
-def _cut_prompt(item: Item, limit: int) -> Item:
-    """Cut the prompt from the left; a plain sequence loses its beginning, its targets stay."""
+def _cut_prompt(item: Item, limit: int, kept: int = 0) -> Item:
+    """Cut from the left what comes before the first target, except ``kept`` beginning tokens; then, if need be, the end.
+
+    One token before the first target always stays: the one that predicts it.
+    """
     over = len(item.prompt) + max(map(len, item.answers), default=0) - limit
-    cut = replace(item, prompt=item.prompt[over:], prompt_loss=item.prompt_loss[over:])
-    return cut if len(cut.prompt) else _cut_right(replace(item, prompt=item.prompt[-1:], prompt_loss=item.prompt_loss[-1:]), limit)
+    first = int(np.argmax(item.prompt_loss)) if item.prompt_loss.any() else len(item.prompt)
+    stop = kept + max(0, min(over, first - kept - (kept == 0)))
+    ids, loss = (np.delete(a, np.s_[kept:stop]) for a in (item.prompt, item.prompt_loss))
+    return _cut_right(replace(item, prompt=ids, prompt_loss=loss), limit)
 
 
 def _array(ids: Iterable[int]) -> np.ndarray:
@@ -206,7 +257,10 @@ def _mask(off: int, on: int) -> np.ndarray:
 
 
 def chunks(encoder: Encoder, examples: Iterable[Any], length: int) -> Iterator[Item]:
-    """Texts concatenated, each with its end-of-text token, and cut into blocks of ``length``; what remains is left out."""
+    """Texts concatenated, each with its end-of-text token, and cut into blocks of ``length``; what remains is left out.
+
+    A block without a target (all of it context) is left out and counted.
+    """
     ids, mask = np.zeros(0, np.int32), NO_LOSS
     number = 0
     for e in examples:
@@ -214,7 +268,11 @@ def chunks(encoder: Encoder, examples: Iterable[Any], length: int) -> Iterator[I
         ids, mask = np.concatenate([ids, text.prompt]), np.concatenate([mask, text.prompt_loss])
         for begin in range(0, len(ids) - length + 1, length):
             part = slice(begin, begin + length)
-            yield Item(ids[part], mask[part], id=f"{e.id} block {number}")
+            block = Item(ids[part], mask[part], id=f"{e.id} block {number}")
             number += 1
+            if block.targets:
+                yield block
+            else:
+                encoder.counts["dropped: no token carries loss"] += 1
         cut = len(ids) // length * length
         ids, mask = ids[cut:], mask[cut:]

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -45,7 +46,11 @@ class Shape:
     def micros(self, items: Sequence[Item]) -> list[list[list[int]]]:
         """Micro-batches as lists of rows, a row as a list of item indices; long ones first, like beside like."""
         lengths = [i.length for i in items]
-        rows = pack(lengths, self.max_length) if self.packed else [[i] for i in sorted(range(len(items)), key=lambda i: (-lengths[i], i))]
+        rows = (
+            pack(lengths, self.max_length)
+            if self.packed
+            else [[i] for i in sorted(range(len(items)), key=lambda i: (-lengths[i], i))]
+        )
         out: list[list[list[int]]] = []
         for row in rows:
             if not out or not self._fits(out[-1], row, lengths):
@@ -66,7 +71,11 @@ class Shape:
         for rows in micros:
             order = [i for row in rows for i in row]
             at = {i: k for k, i in enumerate(order)}
-            out.append(collate([items[i] for i in order], pad_id=self.pad_id, rows=[[at[i] for i in row] for row in rows]))
+            out.append(
+                collate(
+                    [items[i] for i in order], pad_id=self.pad_id, rows=[[at[i] for i in row] for row in rows]
+                )
+            )
         return out
 
     def units(self, items: Sequence[Item]) -> int:
@@ -75,16 +84,24 @@ class Shape:
 
 
 def split_to(micros: list[list[list[int]]], number: int) -> list[list[list[int]]]:
-    """Cut micro-batches until there are ``number``: processes must run the same number of forward passes."""
+    """Cut micro-batches until there are ``number``, or until each holds one example."""
     micros = list(micros)
     while len(micros) < number:
-        at = max(range(len(micros)), key=lambda k: sum(map(len, micros[k])))
+        at = max(range(len(micros)), key=lambda k: sum(map(len, micros[k])), default=-1)
+        if at < 0 or sum(map(len, micros[at])) < 2:
+            break
         rows = micros[at]
         if len(rows) == 1:
             rows = [rows[0][: len(rows[0]) // 2], rows[0][len(rows[0]) // 2 :]]
         half = len(rows) // 2
         micros[at : at + 1] = [rows[:half], rows[half:]]
     return micros
+
+
+@lru_cache(maxsize=8)
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """Order of ``n`` items in an epoch."""
+    return np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(n)
 
 
 class Loader:
@@ -98,8 +115,8 @@ class Loader:
         fingerprint: dict[str, Any], seed: int, batch: int, rank: int = 0, world: int = 1, shuffle: bool = True, workers: int = 0,
         mean_length: float = 0.0,
     ) -> None:  # fmt: skip
-        if batch % world:
-            raise UsageError(f"train.batch = {batch} cannot be divided over {world} processes")
+        if batch < world:
+            raise UsageError(f"train.batch = {batch} leaves some of the {world} processes without an example")
         self.items, self.stream, self.shape = items, stream, shape
         self.fingerprint, self.seed, self.batch = fingerprint, seed, batch
         self.rank, self.world, self.shuffle, self.workers = rank, world, shuffle, workers
@@ -122,7 +139,13 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the data stand: small and JSON-able."""
-        return {"position": self.position, "epoch": self.epoch, "drawn": self.drawn, "seed": self.seed, "fingerprint": self.fingerprint}
+        return {
+            "position": self.position,
+            "epoch": self.epoch,
+            "drawn": self.drawn,
+            "seed": self.seed,
+            "fingerprint": self.fingerprint,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state`` was taken. Raises ``UsageError`` when the data are others; the stored seed is used."""
@@ -133,7 +156,12 @@ class Loader:
                 f"the checkpoint was trained on other data: {', '.join(changed)} changed since",
                 hint="Restore them, or start afresh with --restart or another out=…",
             )
-        self.position, self.epoch, self.drawn, self.seed = state["position"], state["epoch"], state["drawn"], state["seed"]
+        self.position, self.epoch, self.drawn, self.seed = (
+            state["position"],
+            state["epoch"],
+            state["drawn"],
+            state["seed"],
+        )
 
     # --- order -------------------------------------------------------------------------------------------------
 
@@ -162,11 +190,8 @@ class Loader:
         self.end_reason = "the data have ended"
 
     def _take(self, position: int) -> int:
-        """Examples of the step that begins at ``position``; a last, smaller step is dealt evenly to all processes."""
-        if self.stop_at is None:
-            return self.batch
-        left = max(0, self.stop_at - position)
-        return min(self.batch, -(-left // self.world) * self.world)
+        """Examples of the step that begins at ``position``; the last one may be smaller."""
+        return self.batch if self.stop_at is None else max(0, min(self.batch, self.stop_at - position))
 
     def _chosen(self, position: int) -> tuple[list[Item], int]:
         assert self.items is not None
@@ -177,64 +202,70 @@ class Loader:
     def _index(self, epoch: int, place: int) -> int:
         if not self.shuffle:
             return place
-        if getattr(self, "_order", (None, None))[0] != (self.seed, epoch):
-            assert self.items is not None
-            rng = np.random.default_rng(derive_seed(self.seed, "order", epoch))
-            self._order = ((self.seed, epoch), rng.permutation(len(self.items)))
-        return int(self._order[1][place])
+        assert self.items is not None
+        return int(_permutation(self.seed, epoch, len(self.items))[place])
 
     def _make_at(self, position: int) -> tuple[Step, int]:
         return self._make(self._chosen(position))
 
     def _make(self, chosen: tuple[list[Item], int]) -> tuple[Step, int]:
+        """This process's share of a step. Processes run the same number of forward passes, some with a filler."""
         items, end = chosen
         ordered = sorted(range(len(items)), key=lambda i: (-items[i].length, i))
         shares = [[items[i] for i in ordered[r :: self.world]] for r in range(self.world)]
         plans = [self.shape.micros(share) for share in shares]
-        mine = split_to(plans[self.rank], max(map(len, plans)))
-        layouts = self.shape.layouts(shares[self.rank], mine)
+        number = max(map(len, plans))
+        layouts = self.shape.layouts(shares[self.rank], split_to(plans[self.rank], number))
+        if missing := number - len(layouts):
+            (shortest,) = self.shape.layouts([items[ordered[-1]]], [[[0]]])
+            layouts += [replace(shortest, filler=True, ids=())] * missing
         return Step(layouts, self.shape.units(items), tuple(i.id for i in shares[self.rank])), end
 
     def _from_stream(self) -> Iterator[Step]:
-        source = self._drawn()
-        while True:
-            want = self._take(self.position)
-            items = list(islice(source, want)) if want else []
-            if len(items) < max(want, 1):
-                self.end_reason = self.end_reason or "the source has ended before the last step"
+        source = self._from_epochs()
+        while want := self._take(self.position):
+            drawn = list(islice(source, want))
+            if len(drawn) < want:
                 return
-            step, self.position = self._make((items, self.position + len(items)))
-            self.drawn += len(items)
+            step, self.position = self._make(([item for item, _, _ in drawn], self.position + want))
+            _, self.epoch, self.drawn = drawn[-1]
             yield step
+        self.end_reason = "the data have ended"
 
-    def _drawn(self) -> Iterator[Item]:
-        """Items of the current epoch from the current place, then of the following epochs."""
-        assert self.stream is not None
-        skip = self.drawn
+    def _from_epochs(self) -> Iterator[tuple[Item, int, int]]:
+        """Items of this epoch from the current place, then of the following ones, each with (epoch, items up to it)."""
+        epoch, skip, began = self.epoch, self.drawn, self.position - self.drawn
         while True:
             made = 0
-            for item in self._epoch():
+            for item in self._epoch(epoch, began):
                 made += 1
                 if made > skip:
-                    yield item
+                    yield item, epoch, made
+            if made < skip:
+                raise MetierError(
+                    f"the data source gave {made} examples in epoch {epoch + 1}, but {skip} before the checkpoint: "
+                    "it is not reproducible, so the run cannot be continued exactly"
+                )  # fmt: skip
             if made == 0:
-                self.end_reason = "the source gives no examples"
+                self.end_reason = f"the data source gave no example in epoch {epoch + 1}"
                 return
-            self.epoch, self.drawn, skip = self.epoch + 1, self.drawn - made, 0
+            epoch, skip, began = epoch + 1, 0, began + made
 
-    def _epoch(self) -> Iterator[Item]:
+    def _epoch(self, epoch: int, began: int) -> Iterator[Item]:
+        """Items of an epoch; ``began`` is how many the run had consumed before it."""
         assert self.stream is not None
-        number = [0]
-        began = self.position - self.drawn
+        number = 0
 
         def progress() -> float:
-            return min(1.0, (began + number[0]) / self.expected) if self.expected else 0.0
+            return min(1.0, (began + number) / self.expected) if self.expected else 0.0
 
         try:
-            for item in self.stream(self.epoch, progress):
-                number[0] += 1
+            for item in self.stream(epoch, progress):
+                number += 1
                 yield item
         except MetierError:
             raise
         except Exception as e:
-            raise MetierError(f"the data source failed at example {number[0] + 1} of epoch {self.epoch + 1}: {type(e).__name__}: {e}") from e
+            raise MetierError(
+                f"the data source failed at example {number + 1} of epoch {epoch + 1}: {type(e).__name__}: {e}"
+            ) from e

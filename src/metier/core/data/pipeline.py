@@ -1,9 +1,10 @@
 """From a run file's ``data`` section to a loader: rows, format, held-out part, encoding, batches."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from metier.core.data.formats import examples
 from metier.core.data.loader import Loader, Shape
 from metier.core.data.rows import Rows, open_rows
 from metier.core.engine import Engine
-from metier.core.errors import UsageError
+from metier.core.errors import UsageError, unknown
 from metier.core.layout import Layout
 from metier.core.resolve import Resolved
 
@@ -52,7 +53,7 @@ class OpenData:
 
     @property
     def num_labels(self) -> int:
-        return max(2, max(self.labels.values(), default=1) + 1)
+        return max(2, len(self.labels))
 
     @property
     def settings(self) -> Data:
@@ -62,25 +63,33 @@ class OpenData:
         """The loader and the held-out layouts. Raises ``UsageError`` when nothing is left to train on."""
         run, tokenizer = self.resolved.run, bundle.tokenizer
         encoder = self.encoder(tokenizer)
+        if self.labels:
+            bundle.model.config.id2label = {i: str(name) for name, i in self.labels.items()}
+            bundle.model.config.label2id = {str(name): i for name, i in self.labels.items()}
         self.fingerprint.update(tokenizer_fingerprint(tokenizer))
         shape = self.shape(bundle)
         stream = None if self.resolved.source is None else self._stream(encoder)
-        items = None if stream is not None else self._items(encoder, [e for part in self.train.values() for e in part])
+        items = (
+            None
+            if stream is not None
+            else self._items(encoder, [e for part in self.train.values() for e in part])
+        )
         held = self._held_out(encoder)
         if said := encoder.summary():
             self.notice(said)
-        lengths = [i.length for i in items or self._sample(encoder)]
         loader = Loader(
             items, stream, shape, fingerprint=self.fingerprint, seed=run.train.seed, batch=run.train.batch,
             rank=self.engine.rank, world=self.engine.world, shuffle=self.settings.shuffle, workers=run.train.workers,
-            mean_length=float(np.mean(lengths)),
+            mean_length=float(np.mean(self._lengths(encoder, items))),
         )  # fmt: skip
         return loader, shape.layouts(held, shape.micros(held)) if held else []
 
     def encoder(self, tokenizer: Any) -> Encoder:
         """The encoder that the settings ask for."""
         d = self.settings
-        return Encoder(tokenizer, max_length=d.max_length, truncate=d.truncate, on_empty=d.on_empty, labels=self.labels)
+        return Encoder(
+            tokenizer, max_length=d.max_length, truncate=d.truncate, on_empty=d.on_empty, labels=self.labels
+        )
 
     def shape(self, bundle: models.Bundle) -> Shape:
         """How examples become rows for this model and device."""
@@ -95,7 +104,8 @@ class OpenData:
     def _items(self, encoder: Encoder, found: list[Any]) -> list[Item]:
         if not self.settings.chunk:
             return encoder.all(found)
-        key = (self.fingerprint["train"], str(tokenizer_fingerprint(encoder.tokenizer)), encoder.max_length)
+        data = (self.fingerprint["train"], self.settings.eval_fraction)
+        key = (*data, str(tokenizer_fingerprint(encoder.tokenizer)), encoder.max_length)
         return _blocks(_Memo(key, lambda: list(chunks(encoder, found, encoder.max_length))))
 
     def _held_out(self, encoder: Encoder) -> list[Item]:
@@ -109,14 +119,19 @@ class OpenData:
                     break
                 found.append(item)
             return found
-        return encoder.all(self.held_out[:limit])
+        if limit is not None and limit < len(self.held_out):
+            order = np.random.default_rng(derive_seed("eval limit", len(self.held_out))).permutation(
+                len(self.held_out)
+            )
+            return encoder.all(self.held_out[i] for i in sorted(order[:limit].tolist()))
+        return encoder.all(self.held_out)
 
-    def _sample(self, encoder: Encoder) -> list[Item]:
-        """A few items, for the mean length of a stream."""
-        few = [e for part in self.train.values() for e in part[:50]]
+    def _lengths(self, encoder: Encoder, items: list[Item] | None) -> list[int]:
+        """Lengths of the items; of a few where they come from a source."""
         if self.settings.chunk:
-            return list(chunks(encoder, few, encoder.max_length))
-        return Encoder.all(self.encoder(encoder.tokenizer), few)
+            return [encoder.max_length]
+        few = [e for part in self.train.values() for e in part[:50]]
+        return [i.length for i in items or self.encoder(encoder.tokenizer).all(few)]
 
     def _stream(self, encoder: Encoder) -> Callable[[int, Callable[[], float]], Iterator[Item]]:
         assert self.resolved.source is not None
@@ -151,66 +166,158 @@ def _blocks(memo: _Memo) -> list[Item]:
 
 def open_data(resolved: Resolved, engine: Engine, notice: Notice = lambda text: None) -> OpenData:
     """Read, convert and split the data of a run; everything that is wrong with them is said here, before a model loads."""
-    data = resolved.run.data
+    data, where = resolved.run.data, resolved.document.where
     named = {"train": data.train} if isinstance(data.train, str) else data.train
     if len(named) > 1 and resolved.source is None:
-        raise UsageError("several inputs need a source that mixes them", where=resolved.document.where(("data", "train")), hint="For example: data.source: mix")
-    rows = {name: _open(where, data) for name, where in named.items()}
-    held = _open(data.eval, data) if data.eval else None
-    if held is None and data.eval_fraction:
-        parts = {name: split(r, data.eval_fraction) for name, r in rows.items()}
-        rows = {name: kept for name, (kept, _) in parts.items()}
-        evaluated = [h for _, h in parts.values()]
-    else:
-        evaluated = [held] if held is not None else []
-    train = {name: _convert(r, resolved, notice) for name, r in rows.items()}
-    held_out = [e for r in evaluated for e in _convert(r, resolved, lambda _: None)]
+        raise UsageError(
+            "several inputs need a source that mixes them",
+            where=where(("data", "train")),
+            hint="For example: data.source: mix",
+        )
+    if data.packed and resolved.reads is Labels:
+        raise UsageError("data.packed has no meaning for classification", where=where(("data", "packed")))
+    opened = {
+        name: open_rows(w, split=data.split, columns=data.columns, limit=data.limit)
+        for name, w in named.items()
+    }
+    evaluated = _held_rows(named, resolved)
+    train: dict[str, list[Any]] = {}
+    held_out: list[Any] = []
+    for name, rows in opened.items():
+        found, held = _convert(rows, resolved, notice, "train"), []
+        if data.eval_fraction and not evaluated:
+            found, held = divide(rows, found, data.eval_fraction, tails=data.chunk)
+        prefix = f"{name}/" if len(opened) > 1 else ""  # files of the same name in several inputs
+        train[name] = [replace(e, id=prefix + e.id) for e in found] if prefix else found
+        held_out += [replace(e, id=prefix + e.id) for e in held]
+    for rows in evaluated:
+        held_out += _convert(rows, resolved, lambda _: None, "eval" if data.eval else "eval_split")
+    source = resolved.source.built if resolved.source else None
     fingerprint = {
-        "train": _join(r.fingerprint for r in rows.values()), "eval": _join(r.fingerprint for r in evaluated),
-        "format": data.format, "max_length": data.max_length, "chunk": data.chunk, "truncate": data.truncate,
-        "shuffle": data.shuffle, "source": resolved.source.built.id if resolved.source else None,
+        "train": _join(r.fingerprint for r in opened.values()), "eval": _join(r.fingerprint for r in evaluated),
+        "eval_fraction": data.eval_fraction, "format": data.format, "max_length": data.max_length, "chunk": data.chunk,
+        "truncate": data.truncate, "shuffle": data.shuffle,
+        "source": f"{source.id} {sorted(source.options.items())}" if source else None,
     }  # fmt: skip
-    found = OpenData(resolved, engine, notice, train, held_out, fingerprint)
-    if resolved.reads is Labels:
-        found.labels = _labels([e for part in (*train.values(), held_out) for e in part])
-    return found
+    labels = _labels(train, held_out, notice) if resolved.reads is Labels else {}
+    return OpenData(resolved, engine, notice, train, held_out, fingerprint, labels)
 
 
-def _open(where: str, data: Data) -> Rows:
-    return open_rows(where, split=data.split, columns=data.columns, limit=data.limit)
-
-
-def split(rows: Rows, fraction: float) -> tuple[Rows, Rows]:
-    """Rows to train on and a held-out fraction, chosen by a fixed seed: the same for every run on these rows."""
-    number = max(1, round(len(rows) * fraction))
-    if number >= len(rows):
-        raise UsageError(f"{rows.name} has only {len(rows)} rows: none is left to train on", where="data.eval_fraction")
-    order = np.random.default_rng(derive_seed("held out", len(rows))).permutation(len(rows))
-    held = set(order[:number].tolist())
-    return rows.select(i for i in range(len(rows)) if i not in held), rows.select(sorted(held))
-
-
-def _convert(rows: Rows, resolved: Resolved, notice: Notice) -> list[Any]:
+def _held_rows(named: Mapping[str, str], resolved: Resolved) -> list[Rows]:
+    """Rows of ``eval``, or of ``train``'s data in ``eval_split``."""
     data = resolved.run.data
-    found = examples(rows, data.format, notice=notice)
+    if data.eval:
+        return [
+            open_rows(
+                data.eval, split=data.eval_split if _has_splits(data.eval) else None, columns=data.columns
+            )
+        ]
+    if not data.eval_split:
+        return []
+    for where in named.values():
+        if not _has_splits(where):
+            raise UsageError(
+                f"eval_split = {data.eval_split!r}, but {where} has no splits", where=resolved.document.where(("data", "eval_split")),
+                hint="Say data.eval=FILE, or data.eval_split=null with data.eval_fraction.",
+            )  # fmt: skip
+    return [open_rows(where, split=data.eval_split, columns=data.columns) for where in named.values()]
+
+
+def _has_splits(where: str) -> bool:
+    return not where.startswith("lab/") and not Path(where).expanduser().is_file()
+
+
+def divide(rows: Rows, found: list[Any], fraction: float, *, tails: bool) -> tuple[list[Any], list[Any]]:
+    """Examples to train on and a held-out fraction, chosen by a fixed seed: the same for every run on these rows.
+
+    All examples of a row stay together. With ``tails`` and too few rows for the fraction, the end of each text is held out.
+    """
+    if tails and len(rows) * fraction < 1:
+        return _tails(found, fraction)
+    number = max(1, round(len(rows) * fraction))
+    order = np.random.default_rng(derive_seed("held out", len(rows))).permutation(len(rows))
+    ids = {rows.id(i) for i in order[:number].tolist()}
+    held = [e for e in found if e.id in ids or e.id.rpartition("+")[0] in ids]
+    kept = [e for e in found if not (e.id in ids or e.id.rpartition("+")[0] in ids)]
+    if not held or not kept:
+        raise UsageError(
+            f"{rows.name} has only {len(rows)} rows: {'none is left to train on' if held else 'none can be held out'}",
+            where="data.eval_fraction", hint="Give data.eval, or more rows." ,
+        )  # fmt: skip
+    return kept, held
+
+
+def _tails(found: list[formats.Text], fraction: float) -> tuple[list[Any], list[Any]]:
+    """Each text up to a line end, and the rest of it; a text of one line is kept whole."""
+    kept, held = [], []
+    for e in found:
+        aim = int(len(e.text) * (1 - fraction))
+        at = e.text.rfind("\n", 0, aim) + 1 or e.text.find("\n", aim) + 1
+        head, tail = e.text[:at], e.text[at:]
+        if head.strip() and tail.strip():
+            held.append(replace(e, text=tail, id=f"{e.id} tail"))
+        kept.append(replace(e, text=head) if head.strip() and tail.strip() else e)
+    if not held:
+        raise UsageError(
+            "the texts have no lines at which an end can be held out",
+            where="data.eval_fraction",
+            hint="Give data.eval.",
+        )
+    return kept, held
+
+
+def _convert(rows: Rows, resolved: Resolved, notice: Notice, key: str) -> list[Any]:
+    """All examples of ``rows``, of a type that the objective reads; ``key`` of ``data`` is where they were asked for."""
+    data, where = resolved.run.data, resolved.document.where
+    found: list[Any] = examples(rows, data.format, notice=notice)
     wanted = READS[resolved.reads]
     if not isinstance(found[0], wanted):
         kinds = " or ".join(k.__name__.lower() for k in wanted)
         raise UsageError(
             f"{resolved.objective.built.id} reads {kinds} examples, but {rows.name} holds {type(found[0]).__name__.lower()} examples",
-            where=resolved.document.where(("data", "train")), hint="See: metier data check, data.format",
+            where=where(("data", key)), hint="See: metier data check, data.format",
         )  # fmt: skip
     if data.chunk and not isinstance(found[0], formats.Text):
-        raise UsageError("data.chunk is for plain text", where=resolved.document.where(("data", "chunk")))
+        raise UsageError("data.chunk is for plain text", where=where(("data", "chunk")))
+    with_margin = sum(getattr(e, "margin", None) is not None for e in found)
+    if 0 < with_margin < len(found):
+        notice(f"{rows.name}: only {with_margin} of {len(found)} pairs have a margin; margins are not used")
+        return [replace(e, margin=None) for e in found]
     return found
 
 
-def _labels(found: list[formats.Labelled]) -> dict[Any, int]:
-    """Class names numbered in sorted order; numbers stand for themselves."""
-    names = {e.label for e in found}
-    if all(isinstance(n, int) for n in names):
-        return {n: n for n in names}
-    return {n: i for i, n in enumerate(sorted(map(str, names)))}
+def _labels(train: Mapping[str, list[Any]], held_out: list[Any], notice: Notice) -> dict[Any, int]:
+    """Class of every label, numbered in sorted order. Raises ``UsageError`` for labels that cannot be told apart or learnt."""
+    trained = [e for part in train.values() for e in part]
+    names = {e.label for e in trained}
+    if odd := next(
+        (e for e in trained if isinstance(e.label, str) != isinstance(trained[0].label, str)), None
+    ):
+        raise UsageError(
+            f"the label {odd.label!r} is {'a name' if isinstance(odd.label, str) else 'a number'}, but {trained[0].label!r} is not",
+            where=odd.id, hint="Labels are all numbers or all names.",
+        )  # fmt: skip
+    if len(names) == 1:
+        raise UsageError(
+            f"all {len(trained)} examples have the label {trained[0].label!r}",
+            hint="Is data.limit too small for sorted rows?",
+        )
+    if strange := next((e for e in held_out if e.label not in names), None):
+        raise unknown(
+            "label of held-out data",
+            str(strange.label),
+            map(str, names),
+            where=strange.id,
+            more="No example to train on has it.",
+        )
+    found = {name: i for i, name in enumerate(sorted(names))}
+    if any(name != i for name, i in found.items()):
+        notice(
+            "classes: "
+            + ", ".join(f"{i} = {name}" for name, i in list(found.items())[:20])
+            + (", …" if len(found) > 20 else "")
+        )
+    return found
 
 
 def _join(parts: Any) -> str:

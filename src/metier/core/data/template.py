@@ -7,6 +7,8 @@ are refused, because their masks could not be trusted.
 
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
+
 from metier.core.data.formats import Message
 from metier.core.errors import UsageError
 
@@ -19,9 +21,16 @@ class Segment(NamedTuple):
 
 
 def render(tokenizer: Any, messages: tuple[Message, ...], *, generation: bool = False) -> str:
-    """The template's text of a conversation; ``generation`` adds the opening of an assistant turn."""
+    """The template's text of a conversation; ``generation`` adds the opening of an assistant turn.
+
+    Raises ``UsageError`` when the template itself refuses it (an unknown role, turns that do not alternate).
+    """
     plain = [{"role": m.role, "content": m.content} for m in messages]
-    return tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation)
+    try:
+        return tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation)
+    except TemplateError as e:
+        roles = ", ".join(m.role for m in messages)
+        raise UsageError(f"the chat template refuses a conversation of {roles}: {e}") from None
 
 
 def segments(tokenizer: Any, messages: tuple[Message, ...], *, last_only: bool = False) -> list[Segment]:
@@ -39,8 +48,8 @@ def segments(tokenizer: Any, messages: tuple[Message, ...], *, last_only: bool =
     found: list[Segment] = []
     done = 0
     for i in turns[-1:] if last_only else turns:
-        before = render(tokenizer, messages[:i], generation=True) if i else ""
         after = render(tokenizer, messages[: i + 1])
+        before = render(tokenizer, messages[:i], generation=True) if i else _opening(tokenizer, after)
         if not (whole.startswith(after) and after.startswith(before) and len(before) >= done):
             raise UsageError(
                 "the chat template rewrites earlier turns, so the answers cannot be told from the prompts",
@@ -53,8 +62,16 @@ def segments(tokenizer: Any, messages: tuple[Message, ...], *, last_only: bool =
     return [s for s in found if s.text]
 
 
+def _opening(tokenizer: Any, text: str) -> str:
+    """What stands before the answer in a conversation that the assistant begins: up to the opening of its turn."""
+    asked = (Message("user", "?"),)
+    closed, opened = (render(tokenizer, asked, generation=g) for g in (False, True))
+    opening = opened.removeprefix(closed)
+    return text[: text.index(opening) + len(opening)] if opening in text else ""
+
+
 def _turn(tokenizer: Any, text: str) -> str:
     """What the model itself writes of a turn: up to its end-of-turn token, without what the template puts after it."""
     stripped = text.rstrip()
-    specials = [t for t in tokenizer.all_special_tokens if stripped.endswith(t)]
-    return stripped if specials else text
+    marks = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values())}
+    return stripped if any(stripped.endswith(m) for m in marks if m) else text

@@ -13,7 +13,7 @@ NONLINEARITIES = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.
 NORMS = ("*norm*.weight", "*norm*.bias", "*Norm*.weight", "*Norm*.bias", "*.ln_*.weight", "*.ln_*.bias")
 
 
-@part("adapter/houlsby", paper="arXiv:1902.00751")
+@part("adapter/houlsby", paper="arXiv:1902.00751", rows=(145,))
 class Houlsby(BlockAdapter):
     """``h <- h + U f(D h + d) + u`` on the output ``h`` of attention and feed-forward, before the residual
     sum.

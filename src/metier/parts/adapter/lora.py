@@ -44,9 +44,7 @@ class LoRA(LinearAdapter):
         self.rank, self.rslora, self.dropout = rank, rslora, dropout
         self.alpha = float(rank if alpha is None else alpha)
         self.scale = self.alpha / (math.sqrt(rank) if rslora else rank)
-        self.down = self.trainable(
-            nn.init.kaiming_uniform_(torch.empty(rank, base.in_features), a=math.sqrt(5))
-        )
+        self.down = self.trainable(nn.init.kaiming_uniform_(torch.empty(rank, base.in_features), a=math.sqrt(5)))
         self.up = self.trainable(torch.zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:

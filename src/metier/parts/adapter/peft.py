@@ -111,9 +111,7 @@ class PeftAttached(Attached):
 
     def pairs(self) -> list[tuple[str, Tensor, Tensor]]:
         """``(target, A, B)`` of the layers that have low-rank factors."""
-        layers = [
-            (n, m) for n, m in self.model.named_modules() if "default" in (getattr(m, "lora_A", None) or {})
-        ]
+        layers = [(n, m) for n, m in self.model.named_modules() if "default" in (getattr(m, "lora_A", None) or {})]
         return [(n, m.lora_A["default"].weight, m.lora_B["default"].weight) for n, m in layers]  # type: ignore[index]
 
     def save(self, folder: str | Path) -> None:

@@ -7,10 +7,8 @@ from metier.core.errors import UsageError
 from metier.core.part import NonNegative, part
 
 
-@part("merge/average", paper="arXiv:2203.05482")
-def average(
-    tensors: list[Tensor], base: Tensor | None, *, weights: list[NonNegative] | None = None
-) -> Tensor:
+@part("merge/average", paper="arXiv:2203.05482", rows=(156,))
+def average(tensors: list[Tensor], base: Tensor | None, *, weights: list[NonNegative] | None = None) -> Tensor:
     """``Σ wᵢ Wᵢ / Σ wᵢ``, computed in float32 or wider; equal weights unless given, one per model in order.
 
     ``base`` is not used. Raises ``UsageError`` when there are not as many weights as models or all are zero.

@@ -47,7 +47,7 @@ def qk_norm(
             raise UsageError(
                 f"{type(model).__name__} already normalises its queries and keys", where="model/qk-norm"
             )
-        head = getattr(attention, "head_dim", None) or attention.attention_head_size  # type: ignore[union-attr]
+        head: Any = getattr(attention, "head_dim", None) or attention.attention_head_size
         for name in _projections(attention):
             linear = getattr(attention, name)
             width = _outputs(linear) // (3 if name == FUSED else 1)

@@ -20,8 +20,9 @@ EPS = 1e-7
 
 
 def orthogonalize(x: Tensor, steps: int) -> Tensor:
-    """The nearest semi-orthogonal matrices to ``x`` ``[..., m, n]``, roughly: Newton-Schulz, ``X ← aX + (bA +
-    cA²)X``, ``A = XXᵀ``.
+    """Roughly the nearest semi-orthogonal matrices to ``x`` ``[k, m, n]``, by Newton-Schulz.
+
+    ``X ← aX + (bA + cA²)X`` with ``A = XXᵀ``, from ``x`` divided by its Frobenius norm.
     """
     a, b, c = COEFFICIENTS
     tall = x.shape[-2] > x.shape[-1]
@@ -29,7 +30,7 @@ def orthogonalize(x: Tensor, steps: int) -> Tensor:
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=EPS)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 

@@ -44,6 +44,8 @@ def _one(probe: Probe, layout: Any) -> tuple[Tensor, Tensor, Tensor]:
     else:
         scored = probe.score(layout, reads=Tokens, needs=("logits",))
         logits, truth = scored.logits, scored.targets  # type: ignore[union-attr]
+    assert logits is not None
+    assert truth is not None
     logps = torch.log_softmax(logits.double(), -1)
     best, predicted = logps.max(-1)
     return best.exp(), (predicted == truth).double(), logps.gather(1, truth.unsqueeze(1)).squeeze(1)
