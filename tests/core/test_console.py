@@ -95,9 +95,7 @@ def test_the_line_of_a_step():
     assert "1m01s left" in describe_step(step(1), 2, 61.0)
 
 
-@pytest.mark.parametrize(
-    "event", [{"event": "checkpoint", "step": 1, "name": None}, {"event": "notice"}, {"event": "new"}, {}]
-)
+@pytest.mark.parametrize("event", [{"event": "checkpoint", "step": 1, "name": None}, {"event": "notice"}, {"event": "new"}, {}])
 def test_incomplete_events_are_no_error(event):
     assert isinstance(describe(event), str)
 
@@ -126,9 +124,7 @@ class Broken(io.StringIO):
         return False
 
 
-@pytest.mark.parametrize(
-    "error", [BrokenPipeError(), OSError(5, "Input/output error"), ValueError("I/O on closed file")]
-)
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "Input/output error"), ValueError("I/O on closed file")])
 def test_a_closed_terminal_only_ends_the_output(monkeypatch, error):
     """F27."""
     stream = Broken(error)
@@ -185,9 +181,9 @@ def test_a_live_line_on_a_terminal():
     assert "step 20/20" in text
     assert "[red]half way[/red]" in text, "text of events is not markup"
     assert "\x1b[" in text
-    assert (
-        text.rstrip().endswith(("\x1b[2K", "\x1b[?25h")) or "step 20/20" not in text.rsplit("\x1b[2K", 1)[1]
-    ), "the live line goes away"
+    assert text.rstrip().endswith(("\x1b[2K", "\x1b[?25h")) or "step 20/20" not in text.rsplit("\x1b[2K", 1)[1], (
+        "the live line goes away"
+    )
 
 
 def test_no_color_is_respected():
@@ -195,9 +191,7 @@ def test_no_color_is_respected():
 
     text = on_terminal(TERM="xterm-256color", NO_COLOR="1", COLUMNS="100")
     assert "step 20/20" in text
-    colours = [
-        m for m in re.findall(r"\x1b\[([0-9;]*)m", text) if re.search(r"(^|;)(3[0-9]|4[0-9]|9[0-7])(;|$)", m)
-    ]
+    colours = [m for m in re.findall(r"\x1b\[([0-9;]*)m", text) if re.search(r"(^|;)(3[0-9]|4[0-9]|9[0-7])(;|$)", m)]
     assert not colours
 
 

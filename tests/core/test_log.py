@@ -137,9 +137,7 @@ def test_a_resumed_log_equals_the_uninterrupted_one(tmp_path, crash, torn):
     with (tmp_path / "run" / "metrics.jsonl").open("ab") as f:
         f.write(torn)
     run(tmp_path / "run", crash // 5 * 5, 20)
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (
-        tmp_path / "reference" / "metrics.jsonl"
-    ).read_bytes()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "reference" / "metrics.jsonl").read_bytes()
 
 
 def test_notices_stay_and_those_before_start_too(tmp_path):

@@ -18,8 +18,7 @@ def handlers() -> list:
 def usual_handlers():
     """As in a terminal, whatever started the tests."""
     before = {
-        kind: signal.signal(kind, how)
-        for kind, how in zip(KINDS, (signal.default_int_handler, signal.SIG_DFL), strict=True)
+        kind: signal.signal(kind, how) for kind, how in zip(KINDS, (signal.default_int_handler, signal.SIG_DFL), strict=True)
     }
     yield
     for kind, how in before.items():
@@ -130,9 +129,7 @@ LOOP = (
 
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
 def test_twice_ends_a_real_process_at_once(kind, code):
-    child = subprocess.Popen(
-        [sys.executable, "-c", LOOP], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    child = subprocess.Popen([sys.executable, "-c", LOOP], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
     child.send_signal(kind)

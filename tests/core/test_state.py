@@ -31,9 +31,7 @@ def same(a, b) -> bool:
         return False
     if isinstance(a, dict):
         return (
-            list(a) == list(b)
-            and all(type(x) is type(y) for x, y in zip(a, b, strict=True))
-            and all(same(a[k], b[k]) for k in a)
+            list(a) == list(b) and all(type(x) is type(y) for x, y in zip(a, b, strict=True)) and all(same(a[k], b[k]) for k in a)
         )
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
@@ -74,9 +72,7 @@ leaves = (
     | st.builds(lambda n, d: torch.arange(n).to(d), st.integers(0, 3), st.sampled_from(DTYPES))
 )  # fmt: skip
 keys = st.text(max_size=3) | st.integers(-3, 3) | st.sampled_from(["$", "v", "0", "~2"])
-nested = st.recursive(
-    leaves, lambda x: st.lists(x) | st.lists(x).map(tuple) | st.dictionaries(keys, x), max_leaves=12
-)
+nested = st.recursive(leaves, lambda x: st.lists(x) | st.lists(x).map(tuple) | st.dictionaries(keys, x), max_leaves=12)
 
 
 @settings(max_examples=150, deadline=None)
@@ -148,9 +144,7 @@ def test_the_file_is_the_librarys_own_bytes(tmp_path):
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "bad", [torch.ones(2).to_sparse(), torch.ones(2, device="meta"), torch.ones(2).to(torch.complex128)]
-)
+@pytest.mark.parametrize("bad", [torch.ones(2).to_sparse(), torch.ones(2, device="meta"), torch.ones(2).to(torch.complex128)])
 def test_a_tensor_without_plain_content_is_refused_by_name(tmp_path, bad):
     with pytest.raises(MetierError, match="weird"):
         state.write(tmp_path, 1, tensors={"model": {"weird": bad}}, meta={}, finite=True)
@@ -159,9 +153,7 @@ def test_a_tensor_without_plain_content_is_refused_by_name(tmp_path, bad):
 
 def test_write_find_read(tmp_path):
     root = tmp_path / "new" / "checkpoints"
-    path = state.write(
-        root, 120, tensors={"model": {"w": torch.eye(3)}, "parts": {}}, meta={"tokens": 5}, finite=False
-    )
+    path = state.write(root, 120, tensors={"model": {"w": torch.eye(3)}, "parts": {}}, meta={"tokens": 5}, finite=False)
     assert path == root / "step-00000120"
     assert sorted(p.name for p in path.iterdir()) == [
         "MANIFEST.json",

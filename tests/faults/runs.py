@@ -14,7 +14,7 @@ from metier.core import log
 from metier.core.api import Result, train
 from metier.core.batch import Labels, Lists, Pairs, Rated, Tokens
 
-VOLATILE = ("time", "seconds", "tokens_per_second", "memory")
+VOLATILE = ("time", "seconds", "elapsed", "tokens_per_second", "memory")
 
 
 class Crash(Exception):

@@ -14,6 +14,14 @@ SURFACE = {
     "report": {"folder", "out", "json"},
     "new": {"kind", "name", "root"},
     "doctor": {"json"},
+    "probe": {"batches", "changes", "json", "name", "on", "run"},
+    "fit": {"at", "bootstrap", "holdout", "json", "law", "options", "plot", "seed", "starts", "table"},
+    "plan": {"run", "overrides", "step", "json"},
+    "eval": {"target", "overrides", "data", "format", "limit", "objective", "tasks", "json"},
+    "check": {"part", "all_parts", "minutes", "contract", "seeds", "out", "json"},
+    "merge": {"method", "inputs", "out", "base", "json"},
+    "export": {"run", "merged", "adapter", "prompt", "json"},
+    "chat": {"run", "prompts", "max_new_tokens", "temperature", "seed", "decode", "json"},
 }
 READING = {"list", "rows", "show", "runs", "report", "doctor", "plan", "eval"}
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import typer
 
+OUT = typer.Option("site", "--out", "-o", help="Where to write.")
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -14,10 +16,8 @@ app = typer.Typer(
 
 @app.command()
 def build(
-    out: Path = typer.Option("site", "--out", "-o", help="Where to write."),
-    markdown: bool = typer.Option(
-        False, "--markdown", help="Only the generated Markdown; needs no extra package."
-    ),
+    out: Path = OUT,
+    markdown: bool = typer.Option(False, "--markdown", help="Only the generated Markdown; needs no extra package."),
 ) -> None:
     """Write the site from docstrings, the catalogue and the findings. It can be opened from disk, offline."""
     from metier import docsite

@@ -23,11 +23,11 @@ def save(s: Session, *, finite: bool) -> str | None:
     """Write a checkpoint; all processes take part, the first one writes. Returns its name there."""
     model = {name: opened(t.detach(), whole=True) for name, t in s.saved_tensors()}
     optimizer = s.context.optimizer.full_state_dict()  # type: ignore[attr-defined]
+    parts = {name: part.state_dict() for name, part in s.stateful.items()}
     if not s.context.engine.main:
         s.context.engine.barrier()
         return None
     finite = finite and all(bool(torch.isfinite(t).all()) for t in model.values() if t.is_floating_point())
-    parts = {name: part.state_dict() for name, part in s.stateful.items()}
     optim_tensors, optim_json = state.pack(optimizer)
     part_tensors, part_json = state.pack(parts)
     clock = s.context.clock

@@ -133,9 +133,7 @@ def describe(event: dict[str, Any]) -> str:
     at = f"step {step}: " if step is not None else ""
     if kind == "eval":
         hidden = ("event", "step", "time", "tokens")
-        return at + ", ".join(
-            f"{k} {_number(v)}" for k, v in event.items() if k not in hidden and isinstance(v, int | float)
-        )
+        return at + ", ".join(f"{k} {_number(v)}" for k, v in event.items() if k not in hidden and isinstance(v, int | float))
     if kind == "checkpoint":
         return f"{at}saved {event.get('name') or 'a checkpoint'}"
     if kind == "guard" or event.get("level") == "warning":

@@ -6,7 +6,7 @@
     on_step(ctx)           the optimizer has stepped; ``ctx.metrics`` holds the step's metrics and may be added to
     on_eval_start(ctx)     before an evaluation: switch to what should be evaluated
     on_eval_end(ctx)       after it: switch back
-    on_end(ctx)            after the last step, before the final weights are written
+    on_end(ctx)            after the last step, evaluation and checkpoint, before the result is published
 
 A part with ``state_dict()`` and ``load_state_dict()`` has its state saved with every checkpoint. Order is the order of
 the run file, for every event; a run without hooks costs nothing.

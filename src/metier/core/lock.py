@@ -102,9 +102,7 @@ def _held(folder: Path, owner: dict[str, Any]) -> UsageError:
     pid, host = owner.get("pid"), owner.get("host")
     where = f" on {host}" if host and host != socket.gethostname() else ""
     who = "this process" if pid == os.getpid() and not where else f"process {pid or 'unknown'}{where}"
-    return UsageError(
-        f"{folder} is in use by {who}", hint=f"Wait until it has ended, or stop it. {_ELSEWHERE}"
-    )
+    return UsageError(f"{folder} is in use by {who}", hint=f"Wait until it has ended, or stop it. {_ELSEWHERE}")
 
 
 def _takeover(left: dict[str, Any] | None) -> str | None:

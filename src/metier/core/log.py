@@ -81,9 +81,7 @@ class RunLog:
     Raises ``UsageError`` for a sink that is unknown or not installed.
     """
 
-    def __init__(
-        self, folder: Path, sinks: Iterable[str] = (), console: Any = None, write: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, sinks: Iterable[str] = (), console: Any = None, write: bool = True) -> None:
         self.folder, self.console, self.write = Path(folder), console, write
         self.path = self.folder / NAME
         self._names = tuple(sinks)
@@ -99,9 +97,7 @@ class RunLog:
             for event in read(self.folder):
                 self._remember(event)
             for name in self._names:
-                self._guarded(
-                    name, lambda name=name: self._sinks.update({name: trackers.open_sink(name, self.folder)})
-                )
+                self._guarded(name, lambda name=name: self._sinks.update({name: trackers.open_sink(name, self.folder)}))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -175,9 +171,7 @@ class RunLog:
 
     def _opened(self) -> FileIO:
         if self._file is None:
-            self._file = FileIO(
-                os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666), "a"
-            )
+            self._file = FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666), "a")
             size = os.fstat(self._file.fileno()).st_size
             if size and os.pread(self._file.fileno(), 1, size - 1) != b"\n":
                 files.write(self._file, b"\n")

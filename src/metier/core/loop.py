@@ -75,11 +75,11 @@ class Loop:
                     status = "ended"
                     break
                 self._periodic(train)
+            if status != "interrupted" and self.s.eval_layouts and self.s.log.last_step("eval") != ctx.clock.step:
+                self._log_eval()
+            self.save()
             if status != "interrupted":
                 self.dispatch("on_end", ctx)
-                if self.s.eval_layouts and self._last_logged("eval") != ctx.clock.step:
-                    self._log_eval()
-            self.save()
         return Outcome(status, ctx.clock.step, {**_numbers(ctx.metrics), **self.last_eval}, self.s.stop.signal)
 
     def _counted_step(self) -> bool:
@@ -234,9 +234,6 @@ class Loop:
         self.finite = not bad
         if bad:
             self.ctx.emit({"event": "guard", "step": self.ctx.clock.step, "text": f"not finite: {', '.join(bad)}"})
-
-    def _last_logged(self, event: str) -> int | None:
-        return self.s.log.last_step(event)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

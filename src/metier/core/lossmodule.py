@@ -66,11 +66,9 @@ class LossModule(nn.Module):
         for name, value in extra.items():
             total = total + value * units
             metrics = {**metrics, name: value.detach()}
-        return total, units, {k: _total(v.detach(), loss.numel(), units) for k, v in metrics.items()}
+        return total, units, {k: _total(v.detach(), units) for k, v in metrics.items()}
 
 
-def _total(values: Tensor, count: int, units: int) -> Tensor:
+def _total(values: Tensor, units: int) -> Tensor:
     """A metric, per unit or one number for all, as its sum over the units; 0 where there are none."""
-    if units == 0:
-        return torch.zeros((), device=values.device)
-    return values.float().sum() if values.numel() == count else values.float().mean() * units
+    return values.float().mean() * units if units else torch.zeros((), device=values.device)

@@ -124,7 +124,8 @@ def _lab(name: str, task: Task, num_labels: int, dtype: torch.dtype, seed: int) 
     if task == "classify":
         config.num_labels = num_labels
     auto = transformers.AutoModelForMaskedLM if task == "lm" and config.model_type == "bert" else _auto(task)
-    model = auto.from_config(config, attn_implementation="sdpa").to(dtype)
+    model = auto.from_config(config, attn_implementation="sdpa", dtype=dtype)
+    model.config._name_or_path = name
     return Bundle(model, lab_tokenizer(), name, "lab", _fingerprint(model, f"{name} {seed}"))
 
 
@@ -178,12 +179,37 @@ def _pretrained(name: str, where: str, source: str, task: Task, num_labels: int,
     try:
         with _quiet():
             tokenizer = _padded(transformers.AutoTokenizer.from_pretrained(where))
-            model = _auto(task).from_pretrained(where, dtype=dtype, attn_implementation="sdpa", **more)
+            transformed = _transformed(where, task, dtype) if source == "folder" else None
+            model = transformed or _auto(task).from_pretrained(where, dtype=dtype, attn_implementation="sdpa", **more)
     except (OSError, ValueError) as e:
         raise _load_error(name, source, e) from None
+    if name in SHORT:
+        model.config._name_or_path = SHORT[name].hub
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return Bundle(model, tokenizer, name, source, _fingerprint(model, name))
+
+
+def _transformed(folder: str, task: Task, dtype: torch.dtype) -> Any:
+    """A model that was saved with model parts applied (``metier_transforms`` of its config); ``None`` for others."""
+    import transformers
+    from safetensors.torch import load_file
+
+    from metier.core import part
+
+    refs = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("metier_transforms")
+    if not refs:
+        return None
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = _auto(task).from_config(config, attn_implementation="sdpa", dtype=dtype)
+    for ref in refs:
+        model = part.build("model", ref).obj(model)
+    stored = {k: v for file in sorted(Path(folder).glob("*.safetensors")) for k, v in load_file(file).items()}
+    missing, unexpected = model.load_state_dict(stored, strict=False)
+    tied = {n for n in missing if any(p is q for p in [dict(model.named_parameters(remove_duplicate=False)).get(n)] for q in model.parameters())}
+    if unexpected or set(missing) - tied:
+        raise MetierError(f"the weights in {folder} do not fit its config: {', '.join([*unexpected, *missing][:3])}")
+    return model
 
 
 def _load_error(name: str, source: str, e: Exception) -> MetierError:

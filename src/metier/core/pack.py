@@ -75,9 +75,7 @@ def _scalar(x: Any, path: tuple[str, ...]) -> Any:
         return str(x)
     if isinstance(x, bytes):
         return {_TAG: "bytes", "v": x.hex()}
-    raise MetierError(
-        f"state {'.'.join(path) or 'value'} is a {type(x).__name__}, which a checkpoint cannot hold"
-    )
+    raise MetierError(f"state {'.'.join(path) or 'value'} is a {type(x).__name__}, which a checkpoint cannot hold")
 
 
 def unpack(tensors: Mapping[str, Tensor], value: Any) -> Any:

@@ -191,6 +191,8 @@ def _transform(resolved: Resolved, bundle: models.Bundle) -> tuple[models.Bundle
     for b in resolved.transforms:
         changed = b.built.obj(bundle.model)
         bundle = models.replace_model(bundle, changed)
+    if resolved.transforms:
+        bundle.model.config.metier_transforms = list(resolved.run.transform)
     if resolved.adapter is None:
         return bundle, None
     from metier.core.adapt import attach

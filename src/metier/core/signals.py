@@ -51,9 +51,7 @@ class Stop:
         if self.signal is None:
             self.signal = number
             self.requested = True
-            _say(
-                f"\nmetier: {signal.Signals(number).name}: stopping after this step; again to stop at once\n"
-            )
+            _say(f"\nmetier: {signal.Signals(number).name}: stopping after this step; again to stop at once\n")
 
     def _now(self, number: int) -> None:
         self._restore()

@@ -101,9 +101,7 @@ def check(names: Iterable[str]) -> None:
             raise unknown("sink", name, SINKS, where="sinks")
         package = SINKS[name][0]
         if importlib.util.find_spec(package) is None:
-            raise UsageError(
-                f"the sink {name} needs the package {package}", where="sinks", hint=f"pip install {package}"
-            )
+            raise UsageError(f"the sink {name} needs the package {package}", where="sinks", hint=f"pip install {package}")
 
 
 def open_sink(name: str, folder: Path) -> Sink:

@@ -103,9 +103,7 @@ def _fill(aside: Path, step: int, tensors: Mapping[str, Any], document: bytes, f
         listed[f"{stem}.safetensors"] = write_tensors(aside / f"{stem}.safetensors", named)
     files.write_new(aside / META, document)
     listed[META] = {"size": len(document), "sha256": hashlib.sha256(document).hexdigest()}
-    files.write_new(
-        aside / MANIFEST, _dump(_sealed({"format": FORMAT, "step": step, "finite": finite, "files": listed}))
-    )
+    files.write_new(aside / MANIFEST, _dump(_sealed({"format": FORMAT, "step": step, "finite": finite, "files": listed})))
     files.fsync_folder(aside)
 
 
@@ -280,11 +278,7 @@ def _parse_manifest(path: Path, raw: bytes) -> dict[str, Any]:
 
 def _well_formed(body: dict[str, Any]) -> bool:
     listed = body.get("files")
-    if (
-        type(body.get("step")) is not int
-        or type(body.get("finite")) is not bool
-        or not isinstance(listed, dict)
-    ):
+    if type(body.get("step")) is not int or type(body.get("finite")) is not bool or not isinstance(listed, dict):
         return False
     return META in listed and all(
         _FILE.fullmatch(name) and name != MANIFEST and isinstance(e, dict)

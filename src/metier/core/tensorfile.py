@@ -50,9 +50,7 @@ def _pieces(ordered: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
     offset = 0
     for name, tensor in ordered:
         if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _NAMES:
-            raise MetierError(
-                f"tensor {name} ({tensor.dtype}, {tensor.layout}, {tensor.device}) cannot be saved"
-            )
+            raise MetierError(f"tensor {name} ({tensor.dtype}, {tensor.layout}, {tensor.device}) cannot be saved")
         end = offset + tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _NAMES[tensor.dtype],
@@ -94,6 +92,4 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except KeyError as e:
-        raise ValueError(
-            f"{path.name} holds the dtype {e}, which this version of PyTorch does not know"
-        ) from e
+        raise ValueError(f"{path.name} holds the dtype {e}, which this version of PyTorch does not know") from e

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from metier.core.errors import MetierError, UsageError
-from metier.docsite import commands, extra, partpages, rowpages
+from metier.docsite import commands, extra, partpages, rowpages, runfile
 from metier.docsite.facts import Facts, gather
 
 ASSETS = Path(__file__).parent / "assets"
@@ -22,6 +22,7 @@ def pages(facts: Facts) -> dict[str, str]:
         "recipes.md": extra.recipes(facts),
         "findings.md": extra.findings(facts),
         "commands.md": commands.page(),
+        "runfile.md": runfile.page(),
         **partpages.pages(facts),
         **rowpages.pages(facts),
     }
@@ -30,6 +31,7 @@ def pages(facts: Facts) -> dict[str, str]:
 def _moved(text: str) -> str:
     """Links between the files of the checkout become links between the pages of the site."""
     text = re.sub(r"\]\((?:\.\./)?docs/", "](", text)
+    text = re.sub(r"\]\((?:\.\./)?recipes/[^)]*\)", "](recipes.md)", text)
     for old, new in TOP.items():
         text = re.sub(rf"\]\((?:\.\./)?{re.escape(old)}", f"]({new}", text)
     return text
@@ -73,9 +75,7 @@ def configuration(root: Path | None = None):
         from mkdocs.config import load_config
     except ImportError:
         hint = "Install it: pip install 'metier[docs]'"
-        raise UsageError(
-            "building the site needs mkdocs-material, which is not installed", hint=hint
-        ) from None
+        raise UsageError("building the site needs mkdocs-material, which is not installed", hint=hint) from None
     root = gather(root).root
     (root / "build" / "docs").mkdir(parents=True, exist_ok=True)
     return load_config(str(root / "mkdocs.yml"), strict=True)

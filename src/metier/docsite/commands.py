@@ -40,11 +40,7 @@ def written() -> dict[str, str]:
     """Verbs whose file exists, with their summaries."""
     from metier.cli import VERBS
 
-    return {
-        v: t
-        for v, t in VERBS.items()
-        if importlib.util.find_spec(f"metier.cli.{v}_" if v == "list" else f"metier.cli.{v}")
-    }
+    return {v: t for v, t in VERBS.items() if importlib.util.find_spec(f"metier.cli.{v}_" if v == "list" else f"metier.cli.{v}")}
 
 
 def _verb(verb: str) -> list[str]:

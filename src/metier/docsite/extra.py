@@ -16,6 +16,7 @@ def home(facts: Facts) -> str:
     return "\n\n".join([
         "# metier",
         opening(facts.root / "README.md"),
+        "![A report: verdict, interval and costs](images/report.png){ width=560 }",
         "## Start",
         bullets([
             "**Try it**: the [tour](tour.md), ten minutes, no download beyond the installation.",
@@ -42,8 +43,7 @@ def recipes(facts: Facts) -> str:
     """``recipes.md``: every recipe whole; its leading comment lines say what it is."""
     out = [
         "# Recipes",
-        "Run files and designs in `recipes/`, ready to use. Every value can be changed on the command line: "
-        "`key=value`.",
+        "Run files and designs in `recipes/`, ready to use. Every value can be changed on the command line: `key=value`.",
     ]
     for path in sorted((facts.root / "recipes").glob("*.yaml")):
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -63,16 +63,14 @@ def findings(facts: Facts) -> str:
         "# Findings",
         "Results of comparisons that were run with this code. Negative and inconclusive ones are listed like "
         "the others. The word is read off the 95 % interval of the paired difference: **holds** (beyond the "
-        "smallest effect that counts), **direction** (better, but not by that much), **unclear** (the interval "
-        "holds no difference), **against** (worse).",
+        "smallest effect that counts), **direction** (better, but not by that much), **unclear** (the "
+        "interval holds no difference), **against** (worse).",
     ]
     if not facts.findings:
         out.append("None is committed yet.")
     for f in facts.findings:
         parts = ", ".join(f"`{p}`" for p in f.parts)
-        rows = [[escape(k), escape(v)] for k, v in f.facts] + (
-            [["parts", link_parts(parts, facts.ids, "")]] if parts else []
-        )
+        rows = [[escape(k), escape(v)] for k, v in f.facts] + ([["parts", link_parts(parts, facts.ids, "")]] if parts else [])
         anchor = f.name.replace("/", "-")
         out += [
             f"## {escape(f.name)} {{ #{anchor} }}",

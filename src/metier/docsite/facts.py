@@ -51,9 +51,7 @@ def gather(root: Path | None = None) -> Facts:
     """The facts of a checkout (default: the one this package runs from). Raises ``UsageError`` elsewhere."""
     root = root or CHECKOUT
     if not (root / "docs").is_dir() or not (root / "recipes").is_dir():
-        raise UsageError(
-            f"{root} is not a checkout of metier: it has no docs and recipes", hint="Run this in a checkout."
-        )
+        raise UsageError(f"{root} is not a checkout of metier: it has no docs and recipes", hint="Run this in a checkout.")
     builtin = tuple(p for p in listing() if Path(p.path).is_relative_to(ROOT))
     return Facts(root, builtin, tuple(rows_status()), tuple(_findings(root / "findings")))
 

@@ -86,9 +86,7 @@ def _usage(item: Listing, schema: Mapping[str, Option]) -> str:
 def _lines(schema: Mapping[str, Option], indent: str) -> str:
     if not schema:
         return " {}\n"
-    return "\n" + "".join(
-        f"{indent}{o.name}: {'…' if o.required else default_text(o.default)}\n" for o in schema.values()
-    )
+    return "\n" + "".join(f"{indent}{o.name}: {'…' if o.required else default_text(o.default)}\n" for o in schema.values())
 
 
 def _options(item: Listing, obj: Any, doc: str) -> list[str]:

@@ -48,8 +48,7 @@ def _by_section(facts: Facts) -> str:
     out = [
         "# Reading list",
         f"{counts(facts.statuses)}. The status is computed, never written by hand: {_legend()}.",
-        "The same list [by kind](kinds.md); [sheets about whole families](families.md). "
-        "In the terminal: `metier rows`.",
+        "The same list [by kind](kinds.md); [sheets about whole families](families.md). In the terminal: `metier rows`.",
     ]
     for section in dict.fromkeys(s["section"] for s in facts.statuses):
         out += [
@@ -89,8 +88,7 @@ def _page(row: Row, status: RowStatus, facts: Facts) -> str:
     # The kind of a row is that of its first card, so the line reads right for rows with two papers too.
     out = [
         f"# {escape(row.title)}",
-        f"[Reading list](index.md) › {escape(row.section)} › row {row.row} · {row.kind} · "
-        + badge(status["status"]),
+        f"[Reading list](index.md) › {escape(row.section)} › row {row.row} · {row.kind} · " + badge(status["status"]),
         *_names(row),
         f"**Paper** <{row.link}>",
         f"**Parts** {_part_list(status, facts)}" if status["parts"] else "",
@@ -104,9 +102,7 @@ def _page(row: Row, status: RowStatus, facts: Facts) -> str:
 
 
 def _names(row: Row) -> list[str]:
-    corrected = (
-        f"**Titles as published** {'; '.join(escape(t) for t in row.corrected)}" if row.corrected else ""
-    )
+    corrected = f"**Titles as published** {'; '.join(escape(t) for t in row.corrected)}" if row.corrected else ""
     return [corrected, f"*{escape(row.note)}*" if row.note else ""]
 
 

@@ -48,6 +48,8 @@ def docstring(text: str) -> str:
 
 def papers(text: str) -> str:
     """A source such as ``arXiv:2302.06675, equation 7`` with its links."""
+    if re.match(r"https?://\S+$", text):
+        return f"<{text}>"
     return ARXIV.sub(lambda m: f"[{m.group()}](https://arxiv.org/abs/{m.group(1)})", escape(text))
 
 
