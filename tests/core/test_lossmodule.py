@@ -1,7 +1,7 @@
 """Oracle of core/lossmodule and core/aux: sums, units and metrics of a micro-batch, and what modules add to its loss.
 
-Bugs it is meant to catch: metrics of unequal micro-batches averaged equally, NaN where nothing carries loss, a filler that counts,
-auxiliary losses of a reference pass or of evaluation kept, next-token losses on a model that sees the next token.
+Bugs it is meant to catch: metrics of unequal micro-batches averaged equally, NaN where nothing carries loss, a filler that
+counts, auxiliary losses of a reference pass or of evaluation kept, next-token losses on a model that sees the next token.
 """
 
 from functools import partial

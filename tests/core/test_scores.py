@@ -130,7 +130,12 @@ def test_bf16_autocast_is_as_good_as_the_plain_computation(rows):
             out = plain(leaf, head, target)
         else:
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                out = f(leaf, head, target, **({"chunk_bytes": rows * 4 * v} if f is linear_logps else {"transform": torch.Tensor.float}))
+                out = f(
+                    leaf,
+                    head,
+                    target,
+                    **({"chunk_bytes": rows * 4 * v} if f is linear_logps else {"transform": torch.Tensor.float}),
+                )
             assert out.dtype == torch.float32
         out.backward(g.to(out.dtype))
         found = [out.detach().double(), leaf.grad.double(), head.weight.grad.double(), head.bias.grad.double()]

@@ -129,7 +129,6 @@ def test_another_model(stopped, tmp_path):
     refused(folder, {**run, "model": "lab/llama-300k"}, "another version")
 
 
-@pytest.mark.xfail(reason="the state of another rule is taken over without a word", strict=True)
 def test_another_optimizer(stopped):
     folder, run, _ = stopped
     before = outcome(folder)

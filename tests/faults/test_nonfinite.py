@@ -220,7 +220,6 @@ def test_nan_in_the_evaluation_only_is_reported(tmp_path, text):
     assert math.isnan(next(e for e in result.events if e["event"] == "eval" and e["step"] == 9)["eval_loss"])
 
 
-@pytest.mark.xfail(reason="runfolder.write_json writes NaN as it is", strict=True)
 def test_the_record_is_json_even_then(tmp_path, text):
     run = settings(text, train__steps=2, data__eval_fraction=0.2)
     with bad_evaluation_after(0):

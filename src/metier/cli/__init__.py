@@ -60,14 +60,16 @@ def build():  # noqa: ANN201 - the type would import click for every start
         context_settings={"help_option_names": ["-h", "--help"]},
     )  # fmt: skip
 
-    @app.callback()
-    def root(version: bool = typer.Option(False, "--version", is_eager=True, help="Print the version.")) -> None:
-        """The tricks and trade of training LLMs: train with them, put them to a fair test, consult them."""
-        if version:
+    def show_version(wanted: bool) -> None:
+        if wanted:
             from importlib.metadata import version as installed
 
             print(installed("metier"))
             raise typer.Exit
+
+    @app.callback()
+    def root(version: bool = typer.Option(False, "--version", is_eager=True, callback=show_version, help="Print the version.")) -> None:
+        """The tricks and trade of training LLMs: train with them, put them to a fair test, consult them."""
 
     return typer.main.get_command(app)
 

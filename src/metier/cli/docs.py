@@ -43,10 +43,15 @@ def serve(
     import tempfile
 
     from metier import docsite
+    from metier.core.errors import UsageError
 
     with tempfile.TemporaryDirectory() as folder:
         docsite.build(Path(folder) / "site")
         handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=f"{folder}/site")
-        with http.server.ThreadingHTTPServer(("localhost", port), handler) as server:
+        try:
+            server = http.server.ThreadingHTTPServer(("localhost", port), handler)
+        except OSError as e:
+            raise UsageError(f"port {port} cannot be used: {e.strerror}", hint="Choose another with --port.") from None
+        with server:
             print(f"http://localhost:{port}", flush=True)
             server.serve_forever()

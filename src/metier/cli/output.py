@@ -28,3 +28,26 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str |
     for row in rows:
         t.add_row(*(str(v) for v in row))
     Console().print(t)
+
+
+def outline(facts: dict[str, Any], indent: str = "") -> str:
+    """Nested facts as indented text; empty ones are left out."""
+    import textwrap
+
+    lines: list[str] = []
+    for key, value in facts.items():
+        if value in (None, [], {}, "", ()):
+            continue
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}", outline(value, indent + "  ")]
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            lines += [f"{indent}{key}", *(outline(v, indent + "  ") + "\n" for v in value)]
+        elif isinstance(value, list | tuple) and all(len(str(v)) < 40 for v in value):
+            lines.append(f"{indent}{key}: {', '.join(map(str, value))}")
+        elif isinstance(value, list | tuple):
+            lines += [f"{indent}{key}", *(textwrap.fill(str(v), 100, initial_indent=f"{indent}  - ", subsequent_indent=f"{indent}    ") for v in value)]
+        elif "\n" in str(value):
+            lines += [f"{indent}{key}", textwrap.indent(str(value), indent + "  ")]
+        else:
+            lines.append(textwrap.fill(f"{key}: {value}", 100, initial_indent=indent, subsequent_indent=indent + "  "))
+    return "\n".join(lines)

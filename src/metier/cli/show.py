@@ -14,7 +14,7 @@ def show(
     json: bool = typer.Option(False, "--json", help="Machine-readable output."),
 ) -> None:
     """Show a part with its options and claim, a row of the reading list, or a paper's card."""
-    from metier.cli.output import emit_json
+    from metier.cli.output import emit_json, outline
 
     facts = _find(name)
     if source and "path" in facts:
@@ -24,7 +24,7 @@ def show(
     elif json:
         emit_json(facts)
     else:
-        print(_text(facts))
+        print(outline(facts))
 
 
 def _find(name: str) -> dict[str, Any]:
@@ -97,25 +97,3 @@ def _card(id: str) -> dict[str, Any]:
     from metier import catalog
 
     return {"card": id, **{k: v for k, v in asdict(catalog.card(id)).items() if k != "id"}}
-
-
-def _text(facts: dict[str, Any], indent: str = "") -> str:
-    import textwrap
-
-    lines: list[str] = []
-    for key, value in facts.items():
-        if value in (None, [], {}, "", ()):
-            continue
-        if isinstance(value, dict):
-            lines += [f"{indent}{key}", _text(value, indent + "  ")]
-        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
-            lines += [f"{indent}{key}", *(_text(v, indent + "  ") + "\n" for v in value)]
-        elif isinstance(value, list | tuple) and all(len(str(v)) < 40 for v in value):
-            lines.append(f"{indent}{key}: {', '.join(map(str, value))}")
-        elif isinstance(value, list | tuple):
-            lines += [f"{indent}{key}", *(textwrap.fill(str(v), 100, initial_indent=f"{indent}  - ", subsequent_indent=f"{indent}    ") for v in value)]
-        elif "\n" in str(value):
-            lines += [f"{indent}{key}", textwrap.indent(str(value), indent + "  ")]
-        else:
-            lines.append(textwrap.fill(f"{key}: {value}", 100, initial_indent=indent, subsequent_indent=indent + "  "))
-    return "\n".join(lines)

@@ -34,7 +34,7 @@ def save(s: Session, *, finite: bool) -> str | None:
     meta = {
         "step": clock.step, "tokens": clock.tokens, "seed": s.context.run.train.seed,
         "data": s.loader.state_dict(), "model_fingerprint": s.context.bundle.fingerprint,
-        "optimizer": optim_json, "parts": part_json, "world": s.context.engine.world,
+        "optimizer": optim_json, "parts": part_json, "made_by": _made_by(s), "world": s.context.engine.world,
     }  # fmt: skip
     path = state.write(
         s.context.folder / "checkpoints", clock.step,
@@ -57,11 +57,7 @@ def resume(s: Session, folder: Path | None = None, *, data: bool = True) -> int 
         return None
     checkpoint = state.read(found)
     meta = checkpoint.meta
-    if meta["model_fingerprint"] != ctx.bundle.fingerprint:
-        raise UsageError(
-            f"{folder} was trained from another version of {ctx.bundle.name}",
-            hint="Choose another folder with out=…, or use the original model.",
-        )
+    _check_same(s, folder, meta)
     if data:
         s.loader.load_state_dict(meta["data"])
     _load_tensors(s, checkpoint.tensors["model"])
@@ -74,6 +70,26 @@ def resume(s: Session, folder: Path | None = None, *, data: bool = True) -> int 
         part.load_state_dict(parts[name])
     ctx.clock = Clock(meta["step"], ctx.clock.steps, meta["tokens"], ctx.clock.tokens_per_step)
     return meta["step"]
+
+
+def _made_by(s: Session) -> dict[str, str]:
+    """The parts that a checkpoint's tensors depend on, by kind."""
+    r = s.resolved
+    bound = {"optimizer": r.optimizer, "objective": r.objective, "adapter": r.adapter}
+    return {kind: b.built.id for kind, b in bound.items() if b is not None}
+
+
+def _check_same(s: Session, folder: Path, meta: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another model or of other parts."""
+    hint = "Choose another folder with out=…, start afresh with --restart, or restore the original."
+    if meta["model_fingerprint"] != s.context.bundle.fingerprint:
+        seeded = " (its weights come from train.seed)" if s.context.bundle.source == "lab" else ""
+        raise UsageError(f"{folder} was trained from another version of {s.context.bundle.name}{seeded}", hint=hint)
+    now, then = _made_by(s), meta["made_by"]
+    for kind in sorted({*now, *then}):
+        if now.get(kind) != then.get(kind):
+            said = f"{then.get(kind, f'no {kind}')}, and now {now.get(kind, f'no {kind}')} is asked for"
+            raise UsageError(f"{folder} was trained with {said}", hint=hint)
 
 
 def _load_tensors(s: Session, stored: Mapping[str, Tensor]) -> None:

@@ -61,14 +61,12 @@ def is_causal(model: Any) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     config = model.config
-    return config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or bool(
-        getattr(config, "is_decoder", False)
-    )
+    return config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or bool(getattr(config, "is_decoder", False))
 
 
 def _layer_kinds(config: Any) -> set[str]:
     """The kinds of attention in the model, refusing those that carry a state from one sequence to the next."""
-    kinds = set(getattr(config, "layer_types", None) or ())
+    kinds: set[str] = set(getattr(config, "layer_types", None) or ())
     if not kinds:
         kinds = {"sliding_attention" if _window(config) else "full_attention"}
     if strange := kinds - {"full_attention", "sliding_attention"}:
@@ -88,9 +86,7 @@ def _near(config: Any, layout: Layout) -> Tensor:
     """``[R, 1, T, T]``: is the distance, counted in the sequence and not in the row, inside the sliding window?"""
     window = getattr(config, "sliding_window", None)
     if window is None:
-        raise UsageError(
-            f"{config.model_type} has sliding-window layers of unknown width", hint="Set data.packed: false."
-        )
+        raise UsageError(f"{config.model_type} has sliding-window layers of unknown width", hint="Set data.packed: false.")
     distance = layout.position_ids.unsqueeze(2) - layout.position_ids.unsqueeze(1)
     return (distance < window).unsqueeze(1)
 
@@ -101,10 +97,6 @@ def _for_attention(model: Any, visible: Tensor) -> Tensor:
     if kind == "sdpa":
         return visible
     if kind != "eager":
-        raise UsageError(
-            f"attention {kind} takes no mask, which several sequences in a row need", hint="Use sdpa."
-        )
+        raise UsageError(f"attention {kind} takes no mask, which several sequences in a row need", hint="Use sdpa.")
     floating = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    return torch.zeros(visible.shape, dtype=floating, device=visible.device).masked_fill(
-        ~visible, torch.finfo(floating).min
-    )
+    return torch.zeros(visible.shape, dtype=floating, device=visible.device).masked_fill(~visible, torch.finfo(floating).min)

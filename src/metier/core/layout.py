@@ -69,5 +69,6 @@ class Layout:
         return (same & mine & causal & (self.group > 0).unsqueeze(2)) | eye
 
     def to(self, device: torch.device) -> "Layout":
+        """The same rows on another device."""
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
         return Layout(**{**moved, "extra": {k: v.to(device) for k, v in self.extra.items()}})

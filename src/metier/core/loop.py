@@ -52,7 +52,7 @@ class Loop:
         self.finite = True
         self.started = time.monotonic()
         self.step_flops = 0.0
-        self.elapsed = next((e["elapsed"] for e in reversed(session.log.events()) if e["event"] == "step"), 0.0)
+        self.elapsed = next((e.get("elapsed", 0.0) for e in reversed(session.log.events()) if e["event"] == "step"), 0.0)
         """Seconds spent in training steps, evaluation and saving left out; goes on after a resume."""
 
     def run(self) -> Outcome:

@@ -29,9 +29,7 @@ def batch_type(objective: Any) -> type:
     hints = typing.get_type_hints(function)
     first = next(iter(hints.values()))
     if first not in TYPES:
-        raise TypeError(
-            f"{function.__name__}: the first parameter must be annotated with one of core.batch's types"
-        )
+        raise TypeError(f"{function.__name__}: the first parameter must be annotated with one of core.batch's types")
     return first
 
 
@@ -57,6 +55,7 @@ class LossModule(nn.Module):
         return score(self.model, layout, self.reads, reference=self.reference, needs=self.needs, **overrides)
 
     def forward(self, layout: Layout) -> tuple[Tensor, int, dict[str, Tensor]]:
+        """Loss sum, units and metric sums of a layout; all zero for a filler."""
         with aux.collect(layout) as extra:
             obj = self.objective.obj
             result = obj(self.score, layout) if self._rare else obj(self.score(layout))

@@ -206,9 +206,11 @@ def _transformed(folder: str, task: Task, dtype: torch.dtype) -> Any:
         model = part.build("model", ref).obj(model)
     stored = {k: v for file in sorted(Path(folder).glob("*.safetensors")) for k, v in load_file(file).items()}
     missing, unexpected = model.load_state_dict(stored, strict=False)
-    tied = {n for n in missing if any(p is q for p in [dict(model.named_parameters(remove_duplicate=False)).get(n)] for q in model.parameters())}
-    if unexpected or set(missing) - tied:
-        raise MetierError(f"the weights in {folder} do not fit its config: {', '.join([*unexpected, *missing][:3])}")
+    named = dict(model.named_parameters(remove_duplicate=False))
+    loaded = {id(named[k]) for k in stored if k in named}
+    lost = [n for n in missing if n not in named or id(named[n]) not in loaded]
+    if unexpected or lost:
+        raise MetierError(f"the weights in {folder} do not fit its config: {', '.join([*unexpected, *lost][:3])}")
     return model
 
 

@@ -1,6 +1,7 @@
 """The run folder: its record ``run.json``, and results that appear only when they are complete."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -32,15 +33,23 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is either the old one or the whole new one."""
+    """Write JSON so that the file is either the old one or the whole new one; numbers that are not finite become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
     ) as f:
-        json.dump(value, f, indent=1, ensure_ascii=False)
+        json.dump(_finite(value), f, indent=1, ensure_ascii=False, allow_nan=False)
         f.flush()
         os.fsync(f.fileno())
     Path(f.name).replace(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def publish(target: Path, fill: Callable[[Path], None]) -> Path:

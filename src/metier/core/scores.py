@@ -32,9 +32,7 @@ class _LinearLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: int
-    ) -> Tensor:
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: int) -> Tensor:
         logps, kept = [], []
         wants_h, wants_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         keep = wants_w and rows >= h.shape[0]
@@ -69,14 +67,15 @@ class _LinearLogps(torch.autograd.Function):
             for begin in range(0, h.shape[0], ctx.rows):
                 part = slice(begin, begin + ctx.rows)
                 p = kept[0] if kept else _softmax_rows(h[part], weight, bias, target[part], True)[1]
+                assert p is not None
                 d = p * -g[part].unsqueeze(1).to(p.dtype)
                 d[torch.arange(d.shape[0], device=d.device), target[part]] += g[part].to(d.dtype)
                 if grad_w is not None:  # half-precision chunks are summed in float32
                     grad_w = _add_product(grad_w, d.to(weight.dtype).T, h[part])
                 if grad_b is not None:
                     grad_b += d.sum(0)
-        grad_w = None if grad_w is None else grad_w.to(weight.dtype)
-        return grad_h, grad_w, None if grad_b is None else grad_b.to(bias.dtype), None, None
+        grad_w, grad_b = (None if x is None else x.to(weight.dtype) for x in (grad_w, grad_b))
+        return grad_h, grad_w, grad_b, None, None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -108,7 +107,8 @@ def linear_logps(
     derivative is right too, but takes all logits at once.
     """
     if transform is None and _is_plain(output):
-        weight, bias = output.weight, output.bias
+        linear: Any = output
+        weight, bias = linear.weight, linear.bias
         if torch.is_autocast_enabled(h.device.type):
             kind = torch.get_autocast_dtype(h.device.type)
             h, weight, bias = h.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
@@ -174,10 +174,7 @@ def score(
         assert layout.label is not None
         return Labels(class_logits(model, layout, embed=embed), layout.label)
     logits = token_logits(model, layout, embed=embed) if "logits" in needs else None
-    if logits is None:
-        logps = token_logps(model, layout, embed=embed)
-    else:
-        logps = _picked(logits, layout.target)
+    logps = token_logps(model, layout, embed=embed) if logits is None else _picked(logits, layout.target)
     ref, ref_logits = _under_reference(layout, reference, needs)
     if kind is Tokens:
         weights = layout.weight if layout.weight is not None else torch.ones_like(logps)
@@ -191,9 +188,7 @@ def _picked(logits: Tensor, target: Tensor) -> Tensor:
     return logits.gather(1, target.unsqueeze(1)).squeeze(1) - torch.logsumexp(logits, dim=1)
 
 
-def _under_reference(
-    layout: Layout, reference: Reference | None, needs: frozenset[str]
-) -> tuple[Tensor | None, Tensor | None]:
+def _under_reference(layout: Layout, reference: Reference | None, needs: frozenset[str]) -> tuple[Tensor | None, Tensor | None]:
     """Log-probabilities and, when wanted too, logit rows under the reference model, in one pass."""
     if "reference" not in needs:
         return None, None

@@ -127,14 +127,17 @@ def open_session(
     with contextlib.ExitStack() as stack:
         stack.callback(engine.close)
         engines.reset_peak_memory(engine.device)
+        taken_over = None
         if engine.main:
-            stack.enter_context(lock.run_folder(folder))
+            taken_over = stack.enter_context(lock.run_folder(folder))
             if fresh:
                 _clear(folder)
         engine.barrier()
         console = Console(quiet=quiet or not engine.main)
         stack.callback(console.close)
         journal = stack.enter_context(log.RunLog(folder, sinks=run.sinks, console=console, write=engine.main))
+        if taken_over:
+            journal.emit({"event": "notice", "text": taken_over})
         stop = stack.enter_context(signals.Stop(enabled=handle_signals))
         session = assemble(resolved, folder, engine, journal, stop)
         try:

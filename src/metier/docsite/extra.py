@@ -16,7 +16,6 @@ def home(facts: Facts) -> str:
     return "\n\n".join([
         "# metier",
         opening(facts.root / "README.md"),
-        "![A report: verdict, interval and costs](images/report.png){ width=560 }",
         "## Start",
         bullets([
             "**Try it**: the [tour](tour.md), ten minutes, no download beyond the installation.",
@@ -30,6 +29,8 @@ def home(facts: Facts) -> str:
         f"{len(facts.parts)} parts: {listed}.",
         f"{counts(facts.statuses)} — see the [reading list](rows/index.md).",
         f"{len(facts.findings)} findings — see [findings](findings.md).",
+        "## What a comparison ends with",
+        "![A report: verdict, interval and costs](images/report.png){ width=560 }",
     ]) + "\n"  # fmt: skip
 
 

@@ -12,9 +12,7 @@ from metier.core.errors import UsageError
 
 def test_counts_labels_lengths_and_duplicates():
     texts = [("aa", 0), ("aaaa", 1), ("aa", 0), ("aa", 1), ("a" * 100, "x")]
-    report = check_rows(
-        Rows.of([{"text": t, "label": y, "id": i // 2} for i, (t, y) in enumerate(texts)], "t")
-    )
+    report = check_rows(Rows.of([{"text": t, "label": y, "id": i // 2} for i, (t, y) in enumerate(texts)], "t"))
     assert (report.rows, report.examples, report.duplicates) == (5, 5, 1)
     assert report.labels == {"0": 2, "1": 2, "x": 1}
     assert report.lengths == {"text": {"min": 2, "median": 2, "p95": 100, "max": 100}}

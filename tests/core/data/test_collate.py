@@ -97,13 +97,21 @@ def test_labels():
 
 
 def test_extra_inputs_lie_where_their_tokens_lie():
-    made = [text(11, 12, extra={"kind": np.array([1, 2])}), text(21, 22, 23), pair([31], [32], [33], extra={"kind": np.array([3, 4, 5])})]
+    made = [
+        text(11, 12, extra={"kind": np.array([1, 2])}),
+        text(21, 22, 23),
+        pair([31], [32], [33], extra={"kind": np.array([3, 4, 5])}),
+    ]
     layout = collate(made, pad_id=0, rows=[[1, 0], [2]])
     assert layout.extra["kind"].tolist() == [[0, 0, 0, 1, 2], [3, 4, 5, 0, 0]]
 
 
 def test_values_per_target():
-    extra = {"weight": np.array([9.0, 0.1, 0.2, 0.3]), "old_logps": np.array([9.0, -1, -2, -3]), "reference": np.array([9.0, -4, -5, -6])}
+    extra = {
+        "weight": np.array([9.0, 0.1, 0.2, 0.3]),
+        "old_logps": np.array([9.0, -1, -2, -3]),
+        "reference": np.array([9.0, -4, -5, -6]),
+    }
     layout = collate([text(21, 22), pair([31], [32, 33], [34], extra=extra)], pad_id=0)
     assert listed(layout, "target", "weight", "old_logps", "reference") == [
         [22, 32, 33, 34], [1, 0.1, 0.2, 0.3], [0, -1, -2, -3], [0, -4, -5, -6],

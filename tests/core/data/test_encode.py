@@ -82,7 +82,9 @@ def test_chat():
 
 def test_text_and_its_context():
     encode = encoder()
-    assert learnt(encode.tokenizer, encode(Text(text="a b"))) == [encode.tokenizer.decode(encode.tokenizer("a b")["input_ids"][1:]) + "<|end|>"]
+    assert learnt(encode.tokenizer, encode(Text(text="a b"))) == [
+        encode.tokenizer.decode(encode.tokenizer("a b")["input_ids"][1:]) + "<|end|>"
+    ]
     item = encode(Text(text="a b", context="URL: x\n\n"))
     assert learnt(encode.tokenizer, item) == ["a b<|end|>"]
     assert whole(encode.tokenizer, item) == ["URL: x\n\na b<|end|>"]
@@ -91,7 +93,11 @@ def test_text_and_its_context():
 def test_a_begin_token_stands_once_and_carries_no_loss():
     encode = encoder(None, begin=True)
     assert encode.begin == [encode.tokenizer.mask_token_id]
-    for example, expected in ((Text(text="a b"), "a b<|end|>"), (Text(text="b", context="c "), "b<|end|>"), (GSM, GSM.completion + "<|end|>")):
+    for example, expected in (
+        (Text(text="a b"), "a b<|end|>"),
+        (Text(text="b", context="c "), "b<|end|>"),
+        (GSM, GSM.completion + "<|end|>"),
+    ):
         item = encode(example)
         assert learnt(encode.tokenizer, item) == [expected]
         assert item.prompt.tolist().count(encode.tokenizer.mask_token_id) == 1
@@ -103,7 +109,11 @@ def test_a_begin_token_stands_once_and_carries_no_loss():
 def test_preference():
     encode = encoder()
     item = encode(Preference(ASKED, "good", "very bad", 0.5, id="p:1"))
-    assert whole(encode.tokenizer, item) == ["<|im_start|>user\none two<|im_end|>\n<|im_start|>assistant\n", "good<|im_end|>", "very bad<|im_end|>"]
+    assert whole(encode.tokenizer, item) == [
+        "<|im_start|>user\none two<|im_end|>\n<|im_start|>assistant\n",
+        "good<|im_end|>",
+        "very bad<|im_end|>",
+    ]
     assert learnt(encode.tokenizer, item) == ["", "good<|im_end|>", "very bad<|im_end|>"]
     assert (item.label, item.id) == (0.5, "p:1")
     assert encode(Preference("one two", "good", "very bad")).prompt.tolist() == item.prompt.tolist()
@@ -205,7 +215,7 @@ def test_left_prompt(begin):
 
 def test_length_of_a_pair_is_that_of_its_longer_answer():
     pair = Preference("p " * 10, "a", "b " * 10)
-    encode, item = cut("error", 1000, pair)
+    _, item = cut("error", 1000, pair)
     longest = len(item.prompt) + max(map(len, item.answers))
     assert item.length == len(item.prompt) + sum(map(len, item.answers)) > longest
     assert cut("error", longest, pair)[1] is not None

@@ -166,9 +166,7 @@ def test_bad_rows_give_their_reason(name, row, reason):
     assert reason in str(e.value)
 
 
-inner_keys = st.sampled_from(
-    ["role", "content", "from", "value", "is_correct", "solution", "text", "tool_calls"]
-)
+inner_keys = st.sampled_from(["role", "content", "from", "value", "is_correct", "solution", "text", "tool_calls"])
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(inner_keys, inner),
@@ -235,15 +233,11 @@ def test_rows_without_a_pair_are_left_out_and_counted():
 def test_recognition_is_said():
     said = []
     examples(Rows.of([{"question": "q", "answer": "a"}], "t.jsonl"), notice=said.append)
-    assert said == [
-        "t.jsonl: format question-answer (a question and its answer), from the keys answer, question"
-    ]
+    assert said == ["t.jsonl: format question-answer (a question and its answer), from the keys answer, question"]
 
 
 def test_a_few_bad_rows_do_not_hide_the_format():
-    rows = Rows.of(
-        [{"oops": 1}, {"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": 0}]
-    )
+    rows = Rows.of([{"oops": 1}, {"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": 0}])
     assert detect(rows)[0] == "classification"
 
 
@@ -288,9 +282,7 @@ def test_unknown_format_names_the_nearest():
 def test_all_bad_rows_are_reported_with_place_reason_and_total(tmp_path):
     path = tmp_path / "chat.jsonl"
     good = {"messages": [U("u"), A("a")]}
-    rows = (
-        [good] * 20 + [{"messages": []}, {"messages": [S("a"), S("b"), A("c")]}, {"massages": []}] + [{}] * 9
-    )
+    rows = [good] * 20 + [{"messages": []}, {"messages": [S("a"), S("b"), A("c")]}, {"massages": []}] + [{}] * 9
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UsageError) as e:
         examples(open_rows(str(path)))
@@ -322,12 +314,7 @@ def test_real_files(shared_data):
     mixed = [g for g in graded if 0 < sum(v["is_correct"] for v in g) < len(g)]
     assert len({e.id.split("+")[0] for e in solutions}) == len(mixed)
     assert len(solutions) == sum(len({v["solution"] for v in g if v["is_correct"]}) for g in mixed)
-    right = {
-        (r["question"], v["solution"]): v["is_correct"]
-        for r in raw
-        for v in r.values()
-        if isinstance(v, dict)
-    }
+    right = {(r["question"], v["solution"]): v["is_correct"] for r in raw for v in r.values() if isinstance(v, dict)}
     assert all(right[e.prompt, e.chosen] and not right[e.prompt, e.rejected] for e in solutions)
     sst2 = examples(open_rows(str(shared_data / "sst2-dev.tsv"), columns={"text": "sentence"}))
     assert {e.label for e in sst2} == {0, 1}

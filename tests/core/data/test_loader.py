@@ -147,7 +147,11 @@ def test_the_data_end_after_exactly_so_many_examples(stop_at, workers):
 
 
 def arrays(step):
-    return [(m.input_ids.tolist(), m.row.tolist(), m.col.tolist(), m.target.tolist(), m.ids) for m in step.micro], step.units, step.ids
+    return (
+        [(m.input_ids.tolist(), m.row.tolist(), m.col.tolist(), m.target.tolist(), m.ids) for m in step.micro],
+        step.units,
+        step.ids,
+    )
 
 
 @pytest.mark.parametrize("workers", [(0, 0), (2, 0), (0, 3)])
@@ -180,7 +184,8 @@ def test_the_stored_seed_is_used():
 
 
 @pytest.mark.parametrize(("now", "named"), [
-    ({"train": "other"}, "train"), ({"train": "x", "chunk": True}, "chunk"), ({"tokenizer": "t", "train": "y"}, "tokenizer, train"),
+    ({"train": "other"}, "train"), ({"train": "x", "chunk": True}, "chunk"),
+    ({"tokenizer": "t", "train": "y"}, "tokenizer, train"),
 ])  # fmt: skip
 def test_other_data_are_refused_by_name(now, named):
     made = loader(fingerprint=now)
@@ -302,7 +307,7 @@ def test_messages_for_people_are_not_wrapped():
         raise UsageError("no weight for b")
         yield
 
-    with pytest.raises(UsageError, match="^no weight for b$"):
+    with pytest.raises(UsageError, match=r"^no weight for b$"):
         next(iter(loader(None, stream)))
 
 

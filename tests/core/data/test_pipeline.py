@@ -166,7 +166,7 @@ def test_eval_split(splits, file):
 
 @pytest.mark.parametrize("where", ["file", "lab/pydoc"])
 def test_a_file_has_no_splits(file, where):
-    with pytest.raises(UsageError, match="eval_split = 'validation', but .* has no splits") as e:
+    with pytest.raises(UsageError, match=r"eval_split = 'validation', but .* has no splits") as e:
         opened(file if where == "file" else where, eval_split="validation")
     assert "data.eval=FILE" in e.value.hint
 
@@ -236,7 +236,7 @@ def test_files_of_the_same_name_have_different_ids(tmp_path):
     ids = [e.id for part in (*found.train.values(), found.held_out) for e in part]
     assert len(set(ids)) == len(ids) == 20
     assert len(found.held_out) == 4
-    assert [e.id for e in opened({"x": where["x"]}).train["x"]][0] == "rows.jsonl:1"
+    assert opened({"x": where["x"]}).train["x"][0].id == "rows.jsonl:1"
 
 
 def test_a_source_gives_the_loader_a_stream(file):

@@ -132,9 +132,7 @@ def test_problems_can_be_collected_instead(tmp_path):
 @pytest.mark.parametrize("name", ["e.jsonl", "e.json", "e.csv", "e.tsv", "e.txt", "e.jsonl.gz"])
 @pytest.mark.parametrize("content", [b"", b"\n \r\n", b"\xef\xbb\xbf"])
 def test_empty_file_is_said(tmp_path, name, content):
-    assert "holds no rows" in refused(
-        write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
-    )
+    assert "holds no rows" in refused(write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content))
 
 
 def test_empty_message(tmp_path):
@@ -230,9 +228,7 @@ def test_headers_are_recognised(tmp_path):
     assert read("c.csv", "my text,the class\nbad,0\n", columns={"text": "my text", "label": "the class"}) == [
         {"text": "bad", "label": "0"}
     ]
-    assert read("d.tsv", "is this so\tyes it is\t1\n") == [
-        {"text": "is this so", "pair": "yes it is", "label": "1"}
-    ]
+    assert read("d.tsv", "is this so\tyes it is\t1\n") == [{"text": "is this so", "pair": "yes it is", "label": "1"}]
     assert "no header" in refused(write(tmp_path / "e.csv", "what is this,no idea at all\n"))
 
 
@@ -255,20 +251,14 @@ def test_csv_round_trip_against_the_writer(tmp_path, table, end):
 
 
 values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**53), 2**53)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | cells,
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | cells,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(cells, inner, max_size=3),
     max_leaves=6,
 )
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(st.dictionaries(cells, values, max_size=3), min_size=1, max_size=4), st.booleans(), st.booleans()
-)
+@given(st.lists(st.dictionaries(cells, values, max_size=3), min_size=1, max_size=4), st.booleans(), st.booleans())
 def test_json_round_trip(tmp_path, table, ascii, crlf):
     lines = [json.dumps(r, ensure_ascii=ascii) for r in table]
     rows = open_rows(write(tmp_path / "h.jsonl", ("\r\n" if crlf else "\n").join(lines)))

@@ -99,9 +99,7 @@ def test_on_models():
         z = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1).detach().numpy()
         return sum(z[len(prompt) - 1 + i, t] for i, t in enumerate(answer))
 
-    margins = [
-        0.7 * (logp(policy, p, a) - logp(frozen, p, a) - logp(policy, p, b) + logp(frozen, p, b)) for p, a, b in made
-    ]
+    margins = [0.7 * (logp(policy, p, a) - logp(frozen, p, a) - logp(policy, p, b) + logp(frozen, p, b)) for p, a, b in made]
     assert units == 2
     np.testing.assert_allclose(float(total.detach()), np.log1p(np.exp(-np.array(margins))).sum(), rtol=1e-6)
     np.testing.assert_allclose(float(metrics["margin"]), sum(margins), rtol=1e-5)

@@ -67,7 +67,8 @@ def collate(items: Sequence[Item], *, pad_id: int, rows: Sequence[Sequence[int]]
     rows = rows if rows is not None else [[i] for i in range(len(items))]
     width = max(sum(items[i].length for i in row) for row in rows)
     shape = (len(rows), width)
-    built = _Rows(np.full(shape, pad_id, np.int64), *(np.zeros(shape, np.int64) for _ in range(3)))
+    position, group, branch = (np.zeros(shape, np.int64) for _ in range(3))
+    built = _Rows(np.full(shape, pad_id, np.int64), position, group, branch)
     place = {i: (r, g) for r, row in enumerate(rows) for g, i in enumerate(row)}
     begins = {i: sum(items[j].length for j in rows[r][:g]) for i, (r, g) in place.items()}
     for i, item in enumerate(items):
@@ -84,11 +85,7 @@ def collate(items: Sequence[Item], *, pad_id: int, rows: Sequence[Sequence[int]]
 
 
 def _cat(parts: list[np.ndarray]) -> Tensor:
-    return (
-        torch.from_numpy(np.concatenate(parts).astype(np.int64))
-        if parts
-        else torch.zeros(0, dtype=torch.int64)
-    )
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)) if parts else torch.zeros(0, dtype=torch.int64)
 
 
 def _labels(items: Sequence[Item]) -> Tensor | None:

@@ -34,6 +34,7 @@ class Item:
 
     @property
     def length(self) -> int:
+        """All tokens, of the prompt and of every answer."""
         return len(self.prompt) + sum(map(len, self.answers))
 
     @property
@@ -134,7 +135,7 @@ class Encoder:
         loss = tuple(np.arange(len(a)) >= unpredicted for a in ids)
         return Item(prompt, np.zeros(len(prompt), bool), ids, loss, e.id, label)
 
-    def _labelled(self, e: formats.Labelled) -> Item:
+    def _labelled(self, e: formats.Labelled) -> Item | None:
         """A text or pair with its special tokens; the tokenizer cuts, so that these stay."""
         label = e.label if self.labels is None else self._class(e)
         encoded = self.tokenizer(e.text, e.pair, verbose=False, return_token_type_ids=True)
@@ -142,9 +143,7 @@ class Encoder:
         if length > self.max_length:
             if not self._cuts(length, e.id):
                 return None
-            encoded = self.tokenizer(
-                e.text, e.pair, truncation=True, max_length=self.max_length, return_token_type_ids=True
-            )
+            encoded = self.tokenizer(e.text, e.pair, truncation=True, max_length=self.max_length, return_token_type_ids=True)
         ids = _array(encoded["input_ids"])
         extra = {} if e.pair is None else {"token_type_ids": np.array(encoded["token_type_ids"], np.int64)}
         return Item(ids, np.zeros(len(ids), bool), id=e.id, label=label, extra=extra)
@@ -169,9 +168,7 @@ class Encoder:
         if not opened:
             return _array([*self._ids(answer), self._end(prompt)])
         *_, last = (
-            s
-            for s in segments(self.tokenizer, (*_turns(prompt), Message("assistant", answer)), last_only=True)
-            if s.loss
+            s for s in segments(self.tokenizer, (*_turns(prompt), Message("assistant", answer)), last_only=True) if s.loss
         )
         return _array(self._ids(last.text))
 
@@ -206,9 +203,7 @@ class Encoder:
                 hint="Raise data.max_length, or say what to do with data.truncate: drop | right | left-prompt.",
             )  # fmt: skip
         cuts = self.truncate != "drop"
-        self.counts[
-            f"cut to {self.max_length} tokens" if cuts else f"dropped: longer than {self.max_length} tokens"
-        ] += 1
+        self.counts[f"cut to {self.max_length} tokens" if cuts else f"dropped: longer than {self.max_length} tokens"] += 1
         return cuts
 
 

@@ -90,11 +90,7 @@ def _preference(row: Row) -> list[Example]:
     prompt, chosen, rejected = (values.need(row, k) for k in ("prompt", "chosen", "rejected"))
     if isinstance(chosen, list | tuple) and len(chosen) > 1:  # the conversations repeat the prompt
         return _preference_implicit(row)
-    return [
-        _pair(
-            row, values.prompt(prompt), values.answer(chosen, "chosen"), values.answer(rejected, "rejected")
-        )
-    ]
+    return [_pair(row, values.prompt(prompt), values.answer(chosen, "chosen"), values.answer(rejected, "rejected"))]
 
 
 def _preference_implicit(row: Row) -> list[Example]:
@@ -112,9 +108,7 @@ def _margin(row: Row) -> float | None:
         return values.number(row["margin"], "margin")
     if row.get("score_chosen") is None or row.get("score_rejected") is None:
         return None
-    return values.number(row["score_chosen"], "score_chosen") - values.number(
-        row["score_rejected"], "score_rejected"
-    )
+    return values.number(row["score_chosen"], "score_chosen") - values.number(row["score_rejected"], "score_rejected")
 
 
 def _unpaired(row: Row) -> list[Example]:
@@ -214,9 +208,7 @@ def detect(rows: Rows) -> tuple[str, str]:
     usual = {k for k, n in seen.items() if 2 * n >= len(sample)}  # a few bad rows must not hide the format
     fitting = _fitting(usual, sample)
     if len(fitting) == 1:
-        return fitting[
-            0
-        ], f"{rows.name}: format {fitting[0]} ({FORMATS[fitting[0]].summary}), from the keys {_list(usual)}"
+        return fitting[0], f"{rows.name}: format {fitting[0]} ({FORMATS[fitting[0]].summary}), from the keys {_list(usual)}"
     where = rows.where(0) if len(rows) else rows.name
     if fitting:
         raise UsageError(

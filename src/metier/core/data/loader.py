@@ -71,11 +71,7 @@ class Shape:
         for rows in micros:
             order = [i for row in rows for i in row]
             at = {i: k for k, i in enumerate(order)}
-            out.append(
-                collate(
-                    [items[i] for i in order], pad_id=self.pad_id, rows=[[at[i] for i in row] for row in rows]
-                )
-            )
+            out.append(collate([items[i] for i in order], pad_id=self.pad_id, rows=[[at[i] for i in row] for row in rows]))
         return out
 
     def units(self, items: Sequence[Item]) -> int:

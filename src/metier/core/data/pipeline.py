@@ -49,14 +49,17 @@ class OpenData:
 
     @property
     def task(self) -> models.Task:
+        """What the model is loaded for."""
         return "classify" if self.resolved.reads is Labels else "lm"
 
     @property
     def num_labels(self) -> int:
+        """Classes of a classifier."""
         return max(2, len(self.labels))
 
     @property
     def settings(self) -> Data:
+        """The ``data`` section of the run file."""
         return self.resolved.run.data
 
     def encode(self, bundle: models.Bundle) -> tuple[Loader, list[Layout]]:
@@ -69,11 +72,7 @@ class OpenData:
         self.fingerprint.update(tokenizer_fingerprint(tokenizer))
         shape = self.shape(bundle)
         stream = None if self.resolved.source is None else self._stream(encoder)
-        items = (
-            None
-            if stream is not None
-            else self._items(encoder, [e for part in self.train.values() for e in part])
-        )
+        items = None if stream is not None else self._items(encoder, [e for part in self.train.values() for e in part])
         held = self._held_out(encoder)
         if said := encoder.summary():
             self.notice(said)
@@ -87,9 +86,7 @@ class OpenData:
     def encoder(self, tokenizer: Any) -> Encoder:
         """The encoder that the settings ask for."""
         d = self.settings
-        return Encoder(
-            tokenizer, max_length=d.max_length, truncate=d.truncate, on_empty=d.on_empty, labels=self.labels
-        )
+        return Encoder(tokenizer, max_length=d.max_length, truncate=d.truncate, on_empty=d.on_empty, labels=self.labels)
 
     def shape(self, bundle: models.Bundle) -> Shape:
         """How examples become rows for this model and device."""
@@ -120,9 +117,7 @@ class OpenData:
                 found.append(item)
             return found
         if limit is not None and limit < len(self.held_out):
-            order = np.random.default_rng(derive_seed("eval limit", len(self.held_out))).permutation(
-                len(self.held_out)
-            )
+            order = np.random.default_rng(derive_seed("eval limit", len(self.held_out))).permutation(len(self.held_out))
             return encoder.all(self.held_out[i] for i in sorted(order[:limit].tolist()))
         return encoder.all(self.held_out)
 
@@ -176,10 +171,7 @@ def open_data(resolved: Resolved, engine: Engine, notice: Notice = lambda text: 
         )
     if data.packed and resolved.reads is Labels:
         raise UsageError("data.packed has no meaning for classification", where=where(("data", "packed")))
-    opened = {
-        name: open_rows(w, split=data.split, columns=data.columns, limit=data.limit)
-        for name, w in named.items()
-    }
+    opened = {name: open_rows(w, split=data.split, columns=data.columns, limit=data.limit) for name, w in named.items()}
     evaluated = _held_rows(named, resolved)
     train: dict[str, list[Any]] = {}
     held_out: list[Any] = []
@@ -207,17 +199,14 @@ def _held_rows(named: Mapping[str, str], resolved: Resolved) -> list[Rows]:
     """Rows of ``eval``, or of ``train``'s data in ``eval_split``."""
     data = resolved.run.data
     if data.eval:
-        return [
-            open_rows(
-                data.eval, split=data.eval_split if _has_splits(data.eval) else None, columns=data.columns
-            )
-        ]
+        return [open_rows(data.eval, split=data.eval_split if _has_splits(data.eval) else None, columns=data.columns)]
     if not data.eval_split:
         return []
     for where in named.values():
         if not _has_splits(where):
             raise UsageError(
-                f"eval_split = {data.eval_split!r}, but {where} has no splits", where=resolved.document.where(("data", "eval_split")),
+                f"eval_split = {data.eval_split!r}, but {where} has no splits",
+                where=resolved.document.where(("data", "eval_split")),
                 hint="Say data.eval=FILE, or data.eval_split=null with data.eval_fraction.",
             )  # fmt: skip
     return [open_rows(where, split=data.eval_split, columns=data.columns) for where in named.values()]
@@ -272,9 +261,9 @@ def _convert(rows: Rows, resolved: Resolved, notice: Notice, key: str) -> list[A
     found: list[Any] = examples(rows, data.format, notice=notice)
     wanted = READS[resolved.reads]
     if not isinstance(found[0], wanted):
-        kinds = " or ".join(k.__name__.lower() for k in wanted)
+        kinds, kind = " or ".join(k.__name__.lower() for k in wanted), type(found[0]).__name__.lower()
         raise UsageError(
-            f"{resolved.objective.built.id} reads {kinds} examples, but {rows.name} holds {type(found[0]).__name__.lower()} examples",
+            f"{resolved.objective.built.id} reads {kinds} examples, but {rows.name} holds {kind} examples",
             where=where(("data", key)), hint="See: metier data check, data.format",
         )  # fmt: skip
     if data.chunk and not isinstance(found[0], formats.Text):
@@ -290,11 +279,9 @@ def _labels(train: Mapping[str, list[Any]], held_out: list[Any], notice: Notice)
     """Class of every label, numbered in sorted order. Raises ``UsageError`` for labels that cannot be told apart or learnt."""
     trained = [e for part in train.values() for e in part]
     names = {e.label for e in trained}
-    if odd := next(
-        (e for e in trained if isinstance(e.label, str) != isinstance(trained[0].label, str)), None
-    ):
+    if odd := next((e for e in trained if isinstance(e.label, str) != isinstance(trained[0].label, str)), None):
         raise UsageError(
-            f"the label {odd.label!r} is {'a name' if isinstance(odd.label, str) else 'a number'}, but {trained[0].label!r} is not",
+            f"the label {odd.label!r} is a {'name' if isinstance(odd.label, str) else 'number'}, but {trained[0].label!r} is not",
             where=odd.id, hint="Labels are all numbers or all names.",
         )  # fmt: skip
     if len(names) == 1:
@@ -313,9 +300,7 @@ def _labels(train: Mapping[str, list[Any]], held_out: list[Any], notice: Notice)
     found = {name: i for i, name in enumerate(sorted(names))}
     if any(name != i for name, i in found.items()):
         notice(
-            "classes: "
-            + ", ".join(f"{i} = {name}" for name, i in list(found.items())[:20])
-            + (", …" if len(found) > 20 else "")
+            "classes: " + ", ".join(f"{i} = {name}" for name, i in list(found.items())[:20]) + (", …" if len(found) > 20 else "")
         )
     return found
 

@@ -208,9 +208,7 @@ def _parquet(stream: BinaryIO | gzip.GzipFile, name: str) -> Numbered:
         raise UsageError(f"not a readable Parquet file after row {number}: {e}", where=name) from None
 
 
-def _table(
-    stream: BinaryIO | gzip.GzipFile, name: str, tabs: bool, named: tuple[str, ...], problems: Problems
-) -> Numbered:
+def _table(stream: BinaryIO | gzip.GzipFile, name: str, tabs: bool, named: tuple[str, ...], problems: Problems) -> Numbered:
     lines = _records(io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""), tabs)
     header: list[str] | None = None
     for number, fields, reason in lines:
@@ -228,9 +226,7 @@ def _table(
 def _records(text: io.TextIOWrapper, tabs: bool) -> Iterator[tuple[int, list[str], str]]:
     """Line number, fields, and why there are none. Tabs come without quoting, commas with."""
     csv.field_size_limit(2**31 - 1)
-    reader = (
-        csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(text, strict=True)
-    )
+    reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(text, strict=True)
     while True:
         start = reader.line_num + 1
         try:
@@ -247,12 +243,7 @@ def _records(text: io.TextIOWrapper, tabs: bool) -> Iterator[tuple[int, list[str
 def _unquote(field: str) -> str:
     """Undo the quoting some writers put into tab-separated text: only where a doubled quote proves it."""
     inner = field[1:-1]
-    proven = (
-        len(field) > 3
-        and field[0] == field[-1] == '"'
-        and '""' in inner
-        and '"' not in inner.replace('""', "")
-    )
+    proven = len(field) > 3 and field[0] == field[-1] == '"' and '""' in inner and '"' not in inner.replace('""', "")
     return inner.replace('""', '"') if proven else field
 
 

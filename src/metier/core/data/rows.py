@@ -25,9 +25,7 @@ class Rows(Sequence[Row]):
     ``name`` is the short origin for messages; ``notices`` are sentences about how the rows were read.
     """
 
-    def __init__(
-        self, rows: Sequence[Row], places: Sequence[Place], name: str, notices: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, rows: Sequence[Row], places: Sequence[Place], name: str, notices: Iterable[str] = ()) -> None:
         self._rows, self._places, self.name, self.notices = rows, places, name, tuple(notices)
 
     @classmethod
@@ -58,9 +56,7 @@ class Rows(Sequence[Row]):
     def select(self, indices: Iterable[int]) -> "Rows":
         """The rows at ``indices``, in that order."""
         chosen = list(indices)
-        return Rows(
-            [self._rows[i] for i in chosen], [self._places[i] for i in chosen], self.name, self.notices
-        )
+        return Rows([self._rows[i] for i in chosen], [self._places[i] for i in chosen], self.name, self.notices)
 
     def head(self, n: int) -> "Rows":
         """The first ``n`` rows."""
@@ -108,9 +104,7 @@ def open_rows(
 Source = tuple[Iterator[tuple[Place, Row]], str, list[str]]
 
 
-def _source(
-    where: str, split: str | None, named: tuple[str, ...], limit: int | None, problems: Problems
-) -> Source:
+def _source(where: str, split: str | None, named: tuple[str, ...], limit: int | None, problems: Problems) -> Source:
     if where.startswith("lab/"):
         return _lab(where), where, []
     path = Path(where).expanduser()
@@ -123,9 +117,7 @@ def _source(
         return _read_folder(path, files, named, problems), path.resolve().name, notices
     if file:
         if split:
-            raise UsageError(
-                f"split = {split!r} has no meaning for one file", where=where, hint="Remove data.split."
-            )
+            raise UsageError(f"split = {split!r} has no meaning for one file", where=where, hint="Remove data.split.")
         return _in_file(readers.read(path, path.name, named, problems), path.name), path.name, []
     if _looks_local(where, path):
         raise _missing(where, path)
@@ -147,9 +139,7 @@ def _lab(where: str) -> Iterator[tuple[Place, Row]]:
 def _looks_local(where: str, path: Path) -> bool:
     plain = re.sub(r"\.gz$", "", path.name.lower())
     known = Path(plain).suffix in DATA | TEXT or plain != path.name.lower()
-    return (
-        known or not HUB_ID.fullmatch(where) or where.startswith(("./", "../", "~")) or path.parent.is_dir()
-    )
+    return known or not HUB_ID.fullmatch(where) or where.startswith(("./", "../", "~")) or path.parent.is_dir()
 
 
 def _missing(where: str, path: Path) -> UsageError:
@@ -157,11 +147,7 @@ def _missing(where: str, path: Path) -> UsageError:
     if not parent.is_dir():
         return UsageError(f"there is no folder {parent}", where=where)
     close = nearest(path.name, sorted(p.name for p in parent.iterdir() if not p.name.startswith(".")))
-    hint = (
-        f"Did you mean {str(parent / close)!r}?"
-        if close
-        else "Data is a file, a folder, lab/<name> or a hub id org/name."
-    )
+    hint = f"Did you mean {str(parent / close)!r}?" if close else "Data is a file, a folder, lab/<name> or a hub id org/name."
     return UsageError("there is no such file or folder", where=where, hint=hint)
 
 
@@ -179,25 +165,15 @@ def _folder_files(folder: Path, split: str | None) -> tuple[list[Path], list[str
     # .json beside other files is usually configuration, so it counts only where there is nothing else
     chosen = sorted(tables + texts, key=files.index) or [p for p in files if readers.kind(p) == ".json"]
     if split:
-        chosen = [
-            p
-            for p in chosen
-            if split.lower() in re.split(r"[^a-z0-9]+", p.relative_to(folder).as_posix().lower())
-        ]
+        chosen = [p for p in chosen if split.lower() in re.split(r"[^a-z0-9]+", p.relative_to(folder).as_posix().lower())]
     if not chosen:
-        what = (
-            f"no file of split {split!r}"
-            if split
-            else f"no file with one of {', '.join(sorted(DATA | TEXT))}"
-        )
+        what = f"no file of split {split!r}" if split else f"no file with one of {', '.join(sorted(DATA | TEXT))}"
         raise UsageError(f"the folder has {what}", where=str(folder))
     left = len(files) - len(chosen)
     return chosen, [f"{folder.name}: {left} of {len(files)} files are not read as data"] if left else []
 
 
-def _read_folder(
-    folder: Path, files: list[Path], named: tuple[str, ...], problems: Problems
-) -> Iterator[tuple[Place, Row]]:
+def _read_folder(folder: Path, files: list[Path], named: tuple[str, ...], problems: Problems) -> Iterator[tuple[Place, Row]]:
     base = folder.resolve().name
     for path in files:
         relative = path.relative_to(folder).as_posix()
@@ -217,9 +193,7 @@ def _rename(rows: list[Row], columns: Mapping[str, str], name: str) -> list[str]
         close = nearest(theirs, sorted(seen))
         if expected not in seen or (close is not None and close != expected):
             hint = f"It has {', '.join(sorted(seen)[:20])}." + (f" Did you mean {close!r}?" if close else "")
-            raise UsageError(
-                f"columns: {expected}: {theirs} — there is no column {theirs!r}", where=name, hint=hint
-            )
+            raise UsageError(f"columns: {expected}: {theirs} — there is no column {theirs!r}", where=name, hint=hint)
         notices.append(f"{name}: no column {theirs!r}; its {expected!r} is used as it stands")
         del needed[expected]
     for i, row in enumerate(rows):

@@ -70,30 +70,20 @@ def turns(value: Any, name: str) -> tuple[Message, ...]:
 def _turn(turn: Any, name: str) -> Message:
     if not isinstance(turn, Mapping):
         raise BadRow(f"{name} is {kind(turn)}, expected an object with role and content")
-    role_key, content_key = (
-        ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
-    )
+    role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
     role = turn.get(role_key)
     if not isinstance(role, str):
         raise BadRow(f"{name} has no {role_key!r}")
     if role.lower() not in ROLES:
         close = nearest(role, ROLES)
-        raise BadRow(
-            f"{name} has the unknown role {role!r}" + (f" (did you mean {close!r}?)" if close else "")
-        )
+        raise BadRow(f"{name} has the unknown role {role!r}" + (f" (did you mean {close!r}?)" if close else ""))
     if turn.get("tool_calls"):
         raise BadRow(f"{name} has tool_calls, which are not supported: write the call into its content")
-    return Message(
-        ROLES[role.lower()], _content(turn.get(content_key), ROLES[role.lower()], f"{name} ({role})")
-    )
+    return Message(ROLES[role.lower()], _content(turn.get(content_key), ROLES[role.lower()], f"{name} ({role})"))
 
 
 def _content(value: Any, role: str, name: str) -> str:
-    if (
-        isinstance(value, list)
-        and value
-        and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in value)
-    ):
+    if isinstance(value, list) and value and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in value):
         value = "".join(p["text"] for p in value)
     if isinstance(value, str) and role in ("system", "tool"):
         return value  # an empty system message switches a template's own off; a tool may answer nothing
@@ -127,9 +117,7 @@ def answer(value: Any, name: str) -> str:
         return string(value, name)
     found = turns(value, name)
     if len(found) != 1 or found[0].role != "assistant":
-        raise BadRow(
-            f"{name} has the turns {', '.join(m.role for m in found)}, expected one assistant message"
-        )
+        raise BadRow(f"{name} has the turns {', '.join(m.role for m in found)}, expected one assistant message")
     return found[0].content
 
 
@@ -196,9 +184,7 @@ def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:
 
 def _one(messages: tuple[Message, ...], name: str) -> str:
     if len(messages) != 1 or messages[0].role != "assistant":
-        raise BadRow(
-            f"{name} has {len(messages)} messages after the common prompt, expected one assistant message"
-        )
+        raise BadRow(f"{name} has {len(messages)} messages after the common prompt, expected one assistant message")
     return messages[0].content
 
 

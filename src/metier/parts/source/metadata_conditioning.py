@@ -36,9 +36,7 @@ class MetadataConditioning:
         shuffle: bool = True,
     ) -> None:
         if template.count("{}") != 1:
-            raise UsageError(
-                f"template = {template!r}: must hold {{}} once", where="source/metadata-conditioning.template"
-            )
+            raise UsageError(f"template = {template!r}: must hold {{}} once", where="source/metadata-conditioning.template")
         self.field, self.template, self.show, self.until = field, template, show, until
         self.max_chars, self.missing, self.shuffle = max_chars, missing, shuffle
 
@@ -64,9 +62,7 @@ class MetadataConditioning:
         metadata."""
         if not isinstance(example, Text):
             kind = type(example).__name__
-            raise UsageError(
-                f"{example.id}: metadata conditioning reads plain text, not {kind}", where="data.source"
-            )
+            raise UsageError(f"{example.id}: metadata conditioning reads plain text, not {kind}", where="data.source")
         value = str(example.meta.get(self.field) or "").strip()
         if not value:
             if self.missing == "plain":

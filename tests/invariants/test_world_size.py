@@ -1,0 +1,54 @@
+"""P12 over processes: DDP does what one process does, also where examples cannot be dealt evenly.
+
+Bugs it is meant to catch: a mean over processes of unequal shares, an order that depends on the world, a last step in which a
+process without an example leaves the others waiting, metrics of the first process only.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from metier.core.api import train
+
+SCRIPT = """
+import json, sys
+from metier.core.api import train
+train(json.loads(sys.argv[1]), out=sys.argv[2], quiet=True, handle_signals=False)
+"""
+
+
+def settings(data):
+    return {
+        "model": "lab/gpt2-1m", "data": {"train": str(data), "eval_fraction": 0.2}, "optimizer": {"adamw": {"lr": 1e-3}},
+        "schedule": "constant", "train": {"epochs": 1, "batch": 6, "seed": 3, "device": "cpu"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_do_what_one_does(tmp_path, world):
+    """19 examples in steps of 6: the last step has one."""
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a b c " * (i % 4 + 1), "completion": "x y " * (i % 7 + 1)} for i in range(24)]
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    alone = train(settings(data), out=tmp_path / "alone", quiet=True, handle_signals=False)
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), str(script)]
+    subprocess.run(
+        [*launch, json.dumps(settings(data)), str(tmp_path / "together")], check=True, timeout=120, capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("alone", "together"))
+    for name in a:
+        assert (a[name] - b[name]).abs().max() < 1e-5, name
+    lines = (tmp_path / "together" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [e for e in map(json.loads, lines) if e["event"] in ("step", "eval")]
+    mine = [e for e in alone.events if e["event"] in ("step", "eval")]
+    assert len(steps) == len(mine) == 5
+    for x, y in zip(mine, steps, strict=True):
+        for key in {"loss", "eval_loss", "units", "tokens", "grad_norm", "step"} & x.keys():
+            assert x[key] == pytest.approx(y[key], rel=1e-4), key
