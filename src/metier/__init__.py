@@ -5,12 +5,12 @@ from typing import Any
 
 _FUNCTIONS = {
     "train": "metier.core.api",
-    "compare": "metier.compare.api",
     "check": "metier.compare.check",
     "build": "metier.core.part",
 }
+# ``compare`` is a package that can be called.
 _MODULES = (
-    "adapters", "catalog", "decoders", "hooks", "laws", "merges", "model_parts", "objectives", "optimizers", "probes",
+    "adapters", "catalog", "compare", "decoders", "hooks", "laws", "merges", "model_parts", "objectives", "optimizers", "probes",
     "rewards", "schedules", "sources", "testing",
 )  # fmt: skip
 __all__ = [*_FUNCTIONS, *_MODULES]  # noqa: PLE0604

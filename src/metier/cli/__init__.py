@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 failed, 2 bad usage, 3 the claim did not hold, 130/143 inter
 import importlib
 import os
 import sys
+from typing import Any
 
 VERBS = {
     "train": "Train from a run file; resumes by itself.",
@@ -105,8 +106,11 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _click_error(e: Exception) -> int:
+def _click_error(e: Any) -> int:
     """Usage errors of the argument parser end in 2 with one line; anything else is a defect and shows its trace."""
+    if type(e).__name__ == "NoArgsIsHelpError":
+        print(e.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
+        return 2
     if hasattr(e, "format_message") and hasattr(e, "exit_code"):
         print(f"metier: {e.format_message()}", file=sys.stderr)
         return 2

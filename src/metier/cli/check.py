@@ -31,7 +31,7 @@ def check(
     try:
         done = check_all(minutes, each=tell) if part is None else [check(part, seeds=seeds, study=not contract, out=out, quiet=json)]
     except AssertionError as e:
-        raise MetierError(f"the contract of {part} is broken: {e}") from e
+        raise MetierError(str(e)) from e
     if part is not None:
         tell(done[0])
     if json:

@@ -40,7 +40,7 @@ def _listed(root: Path) -> list[dict[str, Any]]:
     for path in sorted(root.glob("*/run.json")):
         record = _record(path.parent)
         metrics = record.get("metrics") or {}
-        shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k == "loss" or k.startswith("eval_"))
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if v is not None and (k == "loss" or k.startswith("eval_")))
         out.append({
             "folder": str(path.parent), "what": "run", "status": record.get("status"),
             "step": f"{record.get('step', 0)}/{record.get('steps', '?')}", "result": shown,

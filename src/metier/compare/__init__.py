@@ -1,0 +1,17 @@
+"""Fair comparisons. The package itself can be called: ``metier.compare(design)`` is :func:`metier.compare.api.compare`."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _Callable(ModuleType):
+    """Importing anything below this package binds its name in ``metier``: the package has to do what the function does."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from metier.compare.api import compare
+
+        return compare(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -14,6 +14,7 @@ from metier.compare import design as designs
 from metier.compare.design import Design
 from metier.compare.results import ComparisonResult
 from metier.compare.verdict import Verdict, judge
+from metier.catalog.status import code_hash
 from metier.core import part
 from metier.core.errors import UsageError, unknown
 from metier.core.runfolder import write_json
@@ -52,7 +53,10 @@ def check(
     from metier.testing import check_part
 
     item = part.find(ref)
-    contract = tuple(check_part(item.id))
+    try:
+        contract = tuple(check_part(item.id))
+    except AssertionError as e:
+        raise AssertionError(f"the contract of {item.id} is broken: {e}") from e
     claim = part.load(item.id).__metier__.claim
     found = _design(item) if study else None
     if found is None:
@@ -69,6 +73,9 @@ def _study(
     trial = seeds is not None and seeds != design.seeds
     design = design if seeds is None else design.model_copy(update={"seeds": seeds})
     result, folder = compare(design, out=out, quiet=quiet)
+    if not any(key in part.KINDS for arm in design.arms.values() for key in arm):
+        # The arms differ in an option, or in hooks: what counts is the code of the part that is checked.
+        result = result.model_copy(update={"code_hash": code_hash([item.path])})
     page = folder / "report.html"
     page.write_text(report.render(result), encoding="utf-8")
     verdict = next(v for v in judge(result) if v.arm == _arm(design, item))
@@ -100,7 +107,8 @@ def _design(item: part.Listing) -> Design | None:
     if path.is_file():
         return designs.load(path)[0]
     claim = part.load(item.id).__metier__.claim
-    if claim is None or not claim.against.startswith(f"{item.kind}/") or item.kind not in designs.BASES:
+    testable = claim is not None and (item.kind == "hook" or claim.against.startswith(f"{item.kind}/"))
+    if not testable or item.kind not in designs.BASES:
         return None
     return designs.shorthand([item.id])
 
@@ -116,6 +124,9 @@ def _words(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield str(key)
+            yield from _words(inner)
+    elif isinstance(value, list):
+        for inner in value:
             yield from _words(inner)
     elif isinstance(value, str):
         yield value

@@ -1,7 +1,7 @@
 """A comparison's design: arms that differ in one named factor, an equal budget, equal tuning, paired seeds."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,7 +107,8 @@ def _copy(value: Any) -> Any:
 def shorthand(parts: list[str], *, seeds: int | None = None) -> Design:
     """The design of ``metier compare optimizer/lion optimizer/adamw``: the last part is the control, on the lab model.
 
-    With a claim on the first part that names its control, that control is added when it is missing.
+    With a claim on the first part that names its control, that control is added when it is missing. ``optimizer/*`` is
+    every part of the kind, against the one that the lab's run uses. Hooks are compared with a run without any.
     """
     items = [i for p in parts for i in _expand(p)]
     kinds = {i.kind for i in items}
@@ -116,21 +117,51 @@ def shorthand(parts: list[str], *, seeds: int | None = None) -> Design:
     (kind,) = kinds
     if kind not in BASES:
         raise unknown("kind to compare by name", kind, BASES, more="Write a design file for other kinds.")
-    claim: Claim | None = part.load(items[0].id).__metier__.claim
+    claim: Claim | None = None if parts[0].endswith("/*") else part.load(items[0].id).__metier__.claim
     names = list(dict.fromkeys(i.name for i in items))
-    if claim and claim.against.startswith(f"{kind}/"):
-        control = claim.against.split("/")[1]
-        names = [n for n in names if n != control] + [control]
-    base = _copy(BASES[kind])
+    control = _control(kind, names, claim, everything=parts[0].endswith("/*"))
+    names = [n for n in names if n != control] + [control]
+    factor = "hooks" if kind == "hook" else kind
+    claimed = {"metric": claim.metric, "lower_is_better": claim.lower_is_better} if claim else {}
     design = {
         "name": "-vs-".join(names) if len(names) < 5 else f"{kind}-all",
         "question": claim.text if claim else f"Which {kind} does best here?",
-        "run": base, "factor": kind, "control": names[-1],
-        "arms": {n: {kind: {n: dict(LAB_OPTIONS.get(kind, {}))}} for n in names},
-        "minimum_effect": claim.minimum_effect if claim else 0.0,
+        "run": _copy(BASES[kind]), "factor": factor, "control": control,
+        "arms": {n: {factor: _reference(kind, n)} for n in names},
+        "minimum_effect": claim.minimum_effect if claim else 0.0, **claimed,
         **({"tune": None} if kind == "schedule" else {}), **({"seeds": seeds} if seeds else {}),
     }  # fmt: skip
     return load(design)[0]
+
+
+def _control(kind: str, names: list[str], claim: Claim | None, *, everything: bool) -> str:
+    """Name of the control arm of a comparison by part names."""
+    if kind == "hook":
+        return NO_HOOK
+    if claim and claim.against.startswith(f"{kind}/"):
+        return part.find(claim.against).name
+    return part.split_ref(BASES[kind][kind], kind)[0] if everything else names[-1]
+
+
+def _reference(kind: str, name: str) -> Any:
+    """How a run file names the part."""
+    if name == NO_HOOK:
+        return []
+    ref = {name: dict(LAB_OPTIONS.get(kind, {}))}
+    return [ref] if kind == "hook" else ref
+
+
+def part_refs(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """``(kind, reference)`` of every part that a run file, or an arm's changes to one, names."""
+    for key, ref in overrides.items():
+        if key in part.KINDS and ref:
+            yield key, ref
+        elif key in LISTS:
+            yield from ((LISTS[key], r) for r in ref or ())
+        elif key == "data.source" and ref:
+            yield "source", ref
+        elif key == "data" and isinstance(ref, Mapping) and ref.get("source"):
+            yield "source", ref["source"]
 
 
 def _expand(pattern: str) -> list[part.Listing]:
@@ -156,6 +187,10 @@ BASES: dict[str, dict[str, Any]] = {
     "hook": _LAB_RUN,
 }
 """What parts of a kind are compared on when no design file says."""
+LISTS = {"hooks": "hook", "transform": "model"}
+"""Keys of a run file that list parts, and the kind of these."""
+NO_HOOK = "none"
+"""Name of the arm without hooks."""
 LAB_OPTIONS: dict[str, dict[str, Any]] = {}
 
 
@@ -181,10 +216,19 @@ def get_option(document: Document, dotted: str) -> Any:
         option = schema.get(rest[-1])
         if option is None:
             raise unknown(f"option of {kind}/{name}", rest[-1], schema)
-        return given.get(rest[-1], option.default)
+        value = given.get(rest[-1], option.default)
+        return _own_lr(node) if value is None and dotted == "optimizer.lr" else value
     for key in rest:
         node = node.get(key) if isinstance(node, Mapping) else None
     return node
+
+
+def _own_lr(ref: Any) -> float:
+    """The learning rate that an optimizer uses when none is given."""
+    from metier.core.optim import default_lr
+    from metier.core.resolve import bind
+
+    return default_lr(bind("optimizer", ref).built.obj)
 
 
 def jobs_count(design: Design) -> int:

@@ -34,6 +34,8 @@ class Job(BaseModel):
     """The tuned options and their values, for the report."""
     metric: str
     budget: dict[str, float]
+    code: str = ""
+    """Hash of the sources of the run's parts: after a change of theirs a kept result counts no longer."""
     folder: str
 
     @property

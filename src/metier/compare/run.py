@@ -70,6 +70,8 @@ def _trials(design: Design, arm: str, folder: Path) -> list[Job]:
 
 
 def _job(design: Design, arm: str, folder: Path, *, seed: int, value: float | None, trial: int | None = None) -> Job:
+    from metier.catalog.status import code_hash
+
     document = designs.run_document(design, arm)
     options: dict[str, Any] = {}
     if value is not None and design.tune:
@@ -82,7 +84,7 @@ def _job(design: Design, arm: str, folder: Path, *, seed: int, value: float | No
     name = f"{arm}/seed-{seed}" if trial is None else f"{arm}/trial-{trial}"
     return Job(
         arm=arm, seed=seed, trial=trial, run=document.data, options=options, metric=design.metric, budget=budget,
-        folder=str(folder / "runs" / name),
+        code=code_hash(_sources(designs.part_refs(document.data))), folder=str(folder / "runs" / name),
     )  # fmt: skip
 
 
@@ -131,11 +133,14 @@ def _result(design: Design, tuning: list[Tuning], runs: Iterable[RunResult], not
 def _code_hash(design: Design) -> str:
     """Hash of the sources of the compared parts, so that a finding shows when the code has changed since."""
     from metier.catalog.status import code_hash
+
+    return code_hash(_sources(r for arm in design.arms.values() for r in designs.part_refs(arm)))
+
+
+def _sources(refs: Iterable[tuple[str, Any]]) -> list[Path]:
+    """Source files of parts; unknown ones are left out (the run will say so)."""
     from metier.core import part
 
-    paths = []
-    for arm in design.arms.values():
-        for key, ref in arm.items():
-            if key in part.KINDS and ref:
-                paths.append(Path(part.find(part.split_ref(ref, key)[0], key).path))
-    return code_hash(sorted(set(paths)))
+    known = {i.id: i.path for i in part.listing()}
+    ids = (f"{kind}/{part.split_ref(ref, kind)[0].split('/')[-1].replace('_', '-').lower()}" for kind, ref in refs)
+    return sorted({Path(known[i]) for i in ids if i in known})

@@ -1,7 +1,7 @@
 """Equal budgets: a run's length from tokens, FLOPs or seconds.
 
 FLOPs are those of matrix products and attention in one real step, counted by ``torch.utils.flop_counter``;
-seconds come from timing a few steps. Both probe with the run's own first batch and leave no trace.
+seconds come from timing a few steps. Both probe with batches of the run's own data and leave no trace.
 """
 
 import tempfile
@@ -13,6 +13,9 @@ from typing import Any
 from metier.core.api import Result, train
 
 PROBE_STEPS = 6
+LENGTHS = ("steps", "epochs", "tokens")
+UNWANTED = (*LENGTHS, "eval_every", "save_every", "max_seconds")
+"""Settings of ``train`` that a probe leaves out."""
 
 
 def apply_budget(run: Mapping[str, Any], budget: Mapping[str, float]) -> dict[str, Any]:
@@ -21,7 +24,7 @@ def apply_budget(run: Mapping[str, Any], budget: Mapping[str, float]) -> dict[st
     if not budget:
         return changed
     ((kind, amount),) = budget.items()
-    for key in ("steps", "epochs", "tokens"):
+    for key in LENGTHS:
         changed["train"].pop(key, None)
     if kind == "tokens":
         changed["train"]["tokens"] = int(amount)
@@ -44,11 +47,11 @@ def step_seconds(run: Mapping[str, Any]) -> float:
 
 
 def _probe(run: Mapping[str, Any], steps: int) -> Result:
-    probe = {**run, "train": {**run.get("train", {}), "steps": steps}}
-    probe["train"].pop("eval_every", None)
+    kept = {k: v for k, v in run.get("train", {}).items() if k not in UNWANTED}
+    data = {**run["data"], "eval": None, "eval_split": None, "eval_fraction": 0.0}
+    probe = {**run, "data": data, "train": {**kept, "steps": steps, "log_every": 1}, "sinks": []}
     with tempfile.TemporaryDirectory() as folder:
-        data = {**run["data"], "eval": None, "eval_fraction": 0.0}
         return train(
-            {**probe, "data": data}, out=Path(folder) / "probe", quiet=True, keep_weights=False, handle_signals=False,
+            probe, out=Path(folder) / "probe", quiet=True, keep_weights=False, handle_signals=False,
             count_flops=steps == 1,
         )  # fmt: skip

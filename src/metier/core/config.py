@@ -168,7 +168,7 @@ def place(document: Document, *path: str | int) -> Callable[[str], str]:
     def where(option: str) -> str:
         node: Any = document.data
         for key in path:
-            node = node[key] if isinstance(node, list) else node.get(key, {})
+            node = node[int(key)] if isinstance(node, list) else node.get(key, {})
         name = next(iter(node)) if isinstance(node, Mapping) and len(node) == 1 else None
         full = (*path, *(p for p in (name, option) if p))
         return document.where(full)

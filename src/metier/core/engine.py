@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,7 +47,8 @@ class Engine:
 
             for block in blocks:
                 fully_shard(block)
-            return fully_shard(module)
+            fully_shard(module)
+            return module
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -54,8 +56,8 @@ class Engine:
 
         # Buffers are the same everywhere; the argument that says so has a new name since torch 2.13.
         known = inspect.signature(DistributedDataParallel).parameters
-        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(module, device_ids=ids, **{buffers: False})
+        more: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+        return DistributedDataParallel(module, device_ids=ids, **more)
 
     @contextlib.contextmanager
     def accumulating(self, module: nn.Module, last: bool) -> Iterator[None]:
@@ -90,7 +92,8 @@ class Engine:
 
     def grad_norm(self, params: Iterable[Tensor]) -> Tensor:
         """Global 2-norm of the gradients; sharded gradients are reduced over the processes."""
-        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in params if p.grad is not None]
+        grads = [p.grad for p in params if p.grad is not None]
+        norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
         if not norms:
             return torch.zeros((), device=self.device)
         norms = [n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]  # type: ignore[operator]

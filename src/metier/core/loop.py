@@ -46,7 +46,7 @@ class Loop:
         self.ctx: Context = session.context
         self.ctx.evaluate = self.evaluate
         self.dispatch = Dispatcher(session.listeners)
-        self.after_step = [m.after_step for m in self.ctx.model.modules() if hasattr(m, "after_step")]
+        self.after_step: list[Any] = [m.after_step for m in self.ctx.model.modules() if hasattr(m, "after_step")]
         self.guard = guards.NonFinite(self.ctx.run.train.on_nonfinite, self.ctx.run.train.max_skips)
         self.last_eval: dict[str, float] = {}
         self.finite = True
@@ -60,7 +60,7 @@ class Loop:
         ctx, train = self.ctx, self.ctx.run.train
         self.started = time.monotonic()
         status = "done"
-        with _own_random_state():
+        with own_random_state():
             ctx.model.train()
             self.dispatch("on_start", ctx)
             while ctx.clock.step < ctx.clock.steps:
@@ -275,7 +275,7 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _own_random_state() -> Iterator[None]:
+def own_random_state() -> Iterator[None]:
     """The caller's generators are as before when the run is over."""
     state = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:

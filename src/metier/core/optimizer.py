@@ -77,7 +77,8 @@ class Optimizer(torch.optim.Optimizer):
         given = param_group["params"]
         items = [given] if isinstance(given, Tensor) else given if isinstance(given, set) else list(given)
         for i, item in enumerate(items):
-            _check_parameter(*(item if isinstance(item, tuple) else (f"parameter {i} of the group", item)))
+            name, p = item if isinstance(item, tuple) else (f"parameter {i} of the group", item)
+            _check_parameter(str(name), p)
         if not self.rule.matrices or param_group.get("fallback"):
             return self._add({**param_group, "params": items})
         matrices = [i for i in items if _tensor(i).ndim == 2]

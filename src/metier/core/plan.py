@@ -3,6 +3,8 @@
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +90,19 @@ def _widest(s: Any) -> int:
 
 def _timed(s: Any, memory: dict[str, Any]) -> dict[str, Any]:
     """Run the longest examples as one step, then ordinary ones; nothing of it is kept."""
-    from metier.core.loop import Loop
+    from metier.core.loop import Loop, own_random_state
 
     loop = Loop(s)
     device = s.context.engine.device
-    s.context.model.train()
     before = peak_memory(device)
     reset_peak_memory(device)
-    worst = _run(loop, s, _worst(s))
-    memory["optimizer state"] = s.context.optimizer.state_bytes()
-    memory["peak measured"] = max(before, peak_memory(device))
-    s.batches = iter(s.loader)
-    typical = [_run(loop, s, step) for step in (next(s.batches, None), next(s.batches, None)) if step is not None]
+    with own_random_state():
+        s.context.model.train()
+        loop.dispatch("on_start", s.context)
+        worst = _run(loop, s, _worst(s))
+        memory["optimizer state"] = s.context.optimizer.state_bytes()
+        memory["peak measured"] = max(before, peak_memory(device))
+        typical = [_run(loop, s, step) for step in islice(s.loader, 2)]
     usual = min(typical, default=worst)
     return {"worst step": worst, "typical step": usual, "whole run": usual * s.context.clock.steps}
 
@@ -111,6 +114,8 @@ def _worst(s: Any) -> Any:
 
 
 def _run(loop: Any, s: Any, step: Any) -> float:
+    # Each is a first step: a run of one step has no second one that schedules could be asked about.
+    s.context.clock = replace(s.context.clock, step=0, tokens=0)
     began = time.monotonic()
     s.batches = iter([step])
     loop.step()

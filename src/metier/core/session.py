@@ -190,7 +190,16 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _transform(resolved: Resolved, bundle: models.Bundle) -> tuple[models.Bundle, Any]:
+    """The bundle with model parts and adapter; their random numbers come from the run's seed."""
+    state = torch.get_rng_state()
     torch.manual_seed(derive_seed(resolved.run.train.seed, "init"))
+    try:
+        return _transformed(resolved, bundle)
+    finally:
+        torch.set_rng_state(state)
+
+
+def _transformed(resolved: Resolved, bundle: models.Bundle) -> tuple[models.Bundle, Any]:
     for b in resolved.transforms:
         changed = b.built.obj(bundle.model)
         bundle = models.replace_model(bundle, changed)

@@ -63,7 +63,8 @@ def _pieces(ordered: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
     yield len(text).to_bytes(8, "little") + text
     for _, tensor in ordered:
         plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        data = memoryview(plain.reshape(-1).view(torch.uint8).numpy())
+        raw: Any = plain.reshape(-1).view(torch.uint8).numpy()
+        data = memoryview(raw)
         for start in range(0, len(data), _BLOCK):
             yield data[start : start + _BLOCK]
 

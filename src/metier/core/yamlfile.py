@@ -132,7 +132,8 @@ def set_path(document: Document, path: Path_, value: Any, text: str) -> None:
         raise UsageError(f"{'.'.join(map(str, walked))} is not a mapping", where=f"override {text}")
     if isinstance(node, list) and not (isinstance(path[-1], int) and path[-1] < len(node)):
         raise UsageError(f"{'.'.join(map(str, walked))} has no item {path[-1]}", where=f"override {text}")
-    node[path[-1]] = value
+    last: Any = path[-1]
+    node[last] = value
     document.overridden[(*walked, path[-1])] = text
 
 

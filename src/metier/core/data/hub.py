@@ -35,7 +35,7 @@ def _load(where: str, split: str | None) -> Any:
     except Exception as e:  # the client's exception type differs per version, cause and transport
         why = _first_line(e) if reached else "the hub cannot be reached and the data set is not in the cache"
         raise UsageError(f"the data set cannot be loaded: {why}", where=where, hint=LOCAL) from None
-    splits = list(found)
+    splits = [str(s) for s in found]
     wanted = split or ("train" if "train" in splits else splits[0] if len(splits) == 1 else "")
     if wanted not in splits:
         raise unknown("split", split or "(none given)", splits, where=where)
@@ -64,7 +64,7 @@ def _cached_only() -> Iterator[None]:
     import datasets
     import huggingface_hub
 
-    holders = (datasets.config, huggingface_hub.constants)
+    holders: list[Any] = [getattr(datasets, "config"), huggingface_hub.constants]  # noqa: B009 - the stubs hide it
     before = [holder.HF_HUB_OFFLINE for holder in holders]
     try:
         for holder in holders:
