@@ -192,12 +192,11 @@ def _compared(finding: Mapping[str, Any]) -> Iterator[str]:
 
 
 class _Pages:
-    """Rows with a page: ``docs/rows/<row>.md``, or all when a script in ``docs`` makes one for every row."""
+    """Rows with a page: all where ``metier.docsite`` makes one for each, else those with ``docs/rows/<row>.md``."""
 
     def __init__(self, docs: Path | None) -> None:
         self.docs = docs
-        scripts = docs.glob("*.py") if docs else ()
-        self.every = docs is None or any("metier.catalog" in p.read_text(encoding="utf-8") for p in scripts)
+        self.every = docs is None or (docs.parent / "src" / "metier" / "docsite").is_dir()
 
     def has(self, row: int) -> bool:
         return self.every or (self.docs is not None and (self.docs / "rows" / f"{row}.md").is_file())

@@ -80,6 +80,8 @@ def load(verb: str):  # noqa: ANN201
     import typer
 
     module = importlib.import_module(f"metier.cli.{verb}_" if verb == "list" else f"metier.cli.{verb}")
+    module.app._add_completion = False  # the root command has it
+    module.app.rich_markup_mode = None
     command = typer.main.get_command(module.app)
     command.name = verb
     return command

@@ -66,21 +66,11 @@ def _part(item: Any) -> dict[str, Any]:
 
 
 def _options(schema: Any) -> dict[str, dict[str, str]]:
+    from metier.docsite.text import type_text
+
     return {
-        o.name: {"type": _type(o.annotation), "default": "required" if o.required else repr(o.default)} for o in schema.values()
+        o.name: {"type": type_text(o.annotation).replace("`", ""), "default": "required" if o.required else repr(o.default)} for o in schema.values()
     }
-
-
-def _type(annotation: Any) -> str:
-    import typing
-
-    if typing.get_origin(annotation) is typing.Annotated:
-        base, *marks = typing.get_args(annotation)
-        signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-        bounds = [f"{signs[k]} {v:g}" for m in marks for k, v in getattr(m, "__dict__", {}).items() if k in signs]
-        bounds += [f"{signs[s]} {getattr(m, s):g}" for m in marks for s in signs if hasattr(m, s) and not hasattr(m, "__dict__")]
-        return f"{base.__name__}{' ' + ', '.join(bounds) if bounds else ''}"
-    return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
 
 
 def _row(number: int) -> dict[str, Any]:

@@ -8,18 +8,22 @@ from metier.compare import design as designs
 from metier.compare.design import Design
 from metier.compare.jobs import Job
 from metier.compare.results import ComparisonResult, RunResult
+from metier.core.errors import UsageError
 
 
 def prepare(source: str | Path | Mapping[str, Any] | Sequence[str], *, seeds: int | None = None) -> Design:
-    """A design from a file with overrides (``["design.yaml", "seeds=5"]``), a mapping, or part names."""
+    """A design from a file with overrides (``["design.yaml", "seeds=5"]``), a mapping, or part names with overrides."""
     if isinstance(source, Mapping):
         design = designs.load(source)[0]
     else:
         words = [str(source)] if isinstance(source, str | Path) else [str(s) for s in source]
-        if words[0].endswith((".yaml", ".yml")):
-            design = designs.load(words[0], words[1:])[0]
-        else:
-            return designs.shorthand(words, seeds=seeds)
+        changes = [w for w in words if "=" in w]
+        names = [w for w in words if "=" not in w]
+        if not names:
+            raise UsageError("name a design file or parts to compare")
+        if not names[0].endswith((".yaml", ".yml")):
+            return designs.shorthand(names, seeds=seeds, changes=changes)
+        design = designs.load(names[0], changes)[0]
     return design if seeds is None else design.model_copy(update={"seeds": seeds})
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metier.catalog.status import code_hash
 from metier.compare import design as designs
 from metier.compare.design import Design
 from metier.compare.results import ComparisonResult
 from metier.compare.verdict import Verdict, judge
-from metier.catalog.status import code_hash
 from metier.core import part
 from metier.core.errors import UsageError, unknown
 from metier.core.runfolder import write_json

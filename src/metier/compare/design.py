@@ -104,7 +104,7 @@ def _copy(value: Any) -> Any:
     return [_copy(v) for v in value] if isinstance(value, list) else value
 
 
-def shorthand(parts: list[str], *, seeds: int | None = None) -> Design:
+def shorthand(parts: list[str], *, seeds: int | None = None, changes: Iterable[str] = ()) -> Design:
     """The design of ``metier compare optimizer/lion optimizer/adamw``: the last part is the control, on the lab model.
 
     With a claim on the first part that names its control, that control is added when it is missing. ``optimizer/*`` is
@@ -131,7 +131,7 @@ def shorthand(parts: list[str], *, seeds: int | None = None) -> Design:
         "minimum_effect": claim.minimum_effect if claim else 0.0, **claimed,
         **({"tune": None} if kind == "schedule" else {}), **({"seeds": seeds} if seeds else {}),
     }  # fmt: skip
-    return load(design)[0]
+    return load(design, changes)[0]
 
 
 def _control(kind: str, names: list[str], claim: Claim | None, *, everything: bool) -> str:

@@ -58,7 +58,8 @@ def run_jobs(
 
 
 def _pool(parallel: int) -> ProcessPoolExecutor:
-    threads = max(1, cores() // parallel)
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    threads = max(1, min(cores() // parallel, int(wanted) if wanted.isdigit() else cores()))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     return ProcessPoolExecutor(parallel, mp_context=get_context("spawn"), initializer=start_worker, initargs=(threads,))
 

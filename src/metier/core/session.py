@@ -155,6 +155,7 @@ def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: 
 
     run = resolved.run
     data = open_data(resolved, engine, notice=lambda text: journal.emit({"event": "notice", "text": text}))
+    _check_some_loss(data, run)
     bundle = models.load(
         run.model, task=data.task, num_labels=data.num_labels, dtype=_dtype(run.dtype), seed=run.train.seed
     )
@@ -183,6 +184,15 @@ def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: 
     session._saved = _saved_tensors(bundle.model)
     session.record = _record(session, data.fingerprint)
     return session
+
+
+def _check_some_loss(data: Any, run: Run) -> None:
+    """Refuse data none of whose examples can be trained on, before a large model is loaded for them."""
+    if data.settings.chunk or data.settings.source:
+        return
+    encoder = data.encoder(models.tokenizer_of(run.model))
+    if all(encoder(e) is None for part in data.train.values() for e in part):
+        encoder.all(())
 
 
 def _dtype(name: str) -> torch.dtype:

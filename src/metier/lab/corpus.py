@@ -5,8 +5,13 @@ content depends on the Python version; every run records its fingerprint.
 """
 
 import ast
+import contextlib
+import hashlib
+import json
+import sys
 import sysconfig
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +29,25 @@ def documents(name: str) -> tuple[dict[str, str], ...]:
     short = name.removeprefix("lab/")
     if short not in makers:
         raise unknown("lab corpus", name, [f"lab/{m}" for m in makers])
-    return tuple(makers[short]())
+    return tuple(_cached(short, makers[short]))
+
+
+def _cached(name: str, make: Callable[[], list[dict[str, str]]]) -> list[dict[str, str]]:
+    """Parsing the standard library takes seconds, so the documents are kept for this Python version."""
+    from metier.core.cache import cache_folder
+
+    key = hashlib.sha256(f"{sys.version} {SOURCE_BYTES} {Path(__file__).read_text(encoding='utf-8')}".encode()).hexdigest()[:16]
+    path = cache_folder() / "lab" / f"{name}-{key}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = make()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as f:
+            json.dump(found, f)
+        Path(f.name).replace(path)
+    return found
 
 
 def _documentation() -> list[dict[str, str]]:
