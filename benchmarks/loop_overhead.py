@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 import time
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -57,7 +58,7 @@ def metier(name: str, batch: int, length: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         events = train(run, out=folder, quiet=True, keep_weights=False).events
     times = [e["time"] for e in events if e["event"] == "step"]
-    return [b - a for a, b in zip(times, times[1:], strict=False)][SKIPPED - 1 :]
+    return [b - a for a, b in pairwise(times)][SKIPPED - 1 :]
 
 
 def measure(name: str) -> dict:

@@ -1,6 +1,6 @@
 """Equal budgets: a run's length from tokens, FLOPs or seconds.
 
-FLOPs are those of matrix products and attention in one real step, counted by ``torch.utils.flop_counter``;
+FLOPs are those of matrix products and attention in one real step, counted by :mod:`metier.core.flops`;
 seconds come from timing a few steps. Both probe with batches of the run's own data and leave no trace.
 """
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from metier.core import config
+from metier.core import config, models
 from metier.core.config import Run
 from metier.core.errors import UsageError
 from metier.core.yamlfile import Document
@@ -29,11 +29,17 @@ def evaluate(
     from metier.core.session import open_session
 
     folder = Path(target) if (Path(target) / "run.json").is_file() else None
+    bare = folder is None and not str(target).endswith((".yaml", ".yml"))
     run, document = _settings(target, folder, overrides, data, format, limit, objective)
     with (
         tempfile.TemporaryDirectory() as aside,
         open_session(run, document, Path(aside) / "eval", quiet=True, handle_signals=False) as session,
     ):
+        if bare and "reference" in session.resolved.needs and run.reference is None:
+            raise UsageError(
+                f"{session.resolved.objective.built.id} compares with a reference, and {target} alone would be its own",
+                hint="Give reference=MODEL, or evaluate a run.",
+            )
         step = checkpoint.resume(session, folder, data=data is None) if folder else None
         if folder and step is None:
             raise UsageError(f"{folder} holds no complete checkpoint")
@@ -74,8 +80,11 @@ def _settings(
         return config.load({**record, "data": {**record["data"], **held}}, overrides)
     if str(target).endswith((".yaml", ".yml")):
         return config.load(target, [*(f"data.{k}={v}" for k, v in held.items()), *overrides])
+    models.check(str(target))
     if data is None:
-        raise UsageError(f"evaluating the model {target} needs data", hint=f"metier eval {target} --data FILE")
+        known = str(target).startswith("lab/") or str(target) in models.SHORT or Path(target).is_dir()
+        what = f"evaluating the model {target}" if known else f"{target} is no run folder and no run file; evaluating it as a model"
+        raise UsageError(f"{what} needs data", hint=f"metier eval {target} --data FILE")
     if objective is None:
         objective = _objective(data, format)
     run = {"model": str(target), "data": {"eval_limit": None, **held}, "objective": objective, "train": {"steps": 1}}
@@ -97,7 +106,6 @@ def harness(target: str, tasks: list[str], limit: int | None = None) -> dict[str
         from lm_eval.models.huggingface import HFLM
     except ImportError:
         raise UsageError("tasks need lm-evaluation-harness", hint="pip install 'metier[eval]'") from None
-    from metier.core import models
     from metier.core.trained import open_run
 
     bundle = open_run(target).bundle if (Path(target) / "run.json").is_file() else models.load(target)

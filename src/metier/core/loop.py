@@ -86,11 +86,11 @@ class Loop:
         """A step; the first one counts matrix-product FLOPs when the session asks for it."""
         if not self.s.count_flops or self.step_flops:
             return self.step()
-        from torch.utils.flop_counter import FlopCounterMode
+        from metier.core import flops
 
-        with FlopCounterMode(display=False) as counter:
+        with flops.counter() as counted:
             done = self.step()
-        self.step_flops = float(counter.get_total_flops())
+        self.step_flops = float(counted.get_total_flops())
         return done
 
     # --- one step ----------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class Loop:
         """Mean loss per unit and mean metrics on the held-out data."""
         ctx = self.ctx
         self.dispatch("on_eval_start", ctx)
-        was_training = ctx.model.training
+        training = [m for m in ctx.model.modules() if m.training]
         ctx.model.eval()
         sums: dict[str, float] = {}
         units = 0.0
@@ -250,7 +250,8 @@ class Loop:
             units += count
             for name, value in {"loss": total, **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-        ctx.model.train(was_training)
+        for module in training:  # one by one: a part may keep some in evaluation mode
+            module.training = True
         self.dispatch("on_eval_end", ctx)
         names = sorted(sums)
         *totals, units = ctx.engine.sum([*(sums[n] for n in names), units])
