@@ -124,7 +124,11 @@ def gradients() -> float:
         start = {k.replace("base_model.model.", ""): v.clone() for k, v in get_peft_model_state_dict(trainer.model).items()}
         trainer.model.eval()
         trainer.compute_loss(trainer.model, batch).backward()
-        theirs = {n.replace("base_model.model.", "").replace(".default", ""): p.grad for n, p in trainer.model.named_parameters() if p.requires_grad}
+        theirs = {
+            n.replace("base_model.model.", "").replace(".default", ""): p.grad
+            for n, p in trainer.model.named_parameters()
+            if p.requires_grad
+        }
     bundle = load(MODEL)
     attached = attach(bundle.model, part.build("adapter", {"lora": {"rank": RANK}}))
     names = {f"{name}.{suffix}": getattr(a, own) for name, a in attached.adapters.items() for own, suffix in a.peft_names.items()}
@@ -155,7 +159,13 @@ def main() -> None:
     parser.add_argument("--side", choices=["trl", "metier", "gradients"])
     given = parser.parse_args()
     if given.side:
-        print(json.dumps({"trl": run_trl, "metier": run_metier, "gradients": lambda _: {"difference": gradients()}}[given.side](given.steps)))
+        print(
+            json.dumps(
+                {"trl": run_trl, "metier": run_metier, "gradients": lambda _: {"difference": gradients()}}[given.side](
+                    given.steps
+                )
+            )
+        )
         return
     difference = side("gradients", 1)["difference"]
     found = {name: side(name, given.steps) for name in ("trl", "metier")}

@@ -13,7 +13,7 @@ _MODULES = (
     "adapters", "catalog", "compare", "decoders", "hooks", "laws", "merges", "model_parts", "objectives", "optimizers", "probes",
     "rewards", "schedules", "sources", "testing",
 )  # fmt: skip
-__all__ = [*_FUNCTIONS, *_MODULES]  # noqa: PLE0604
+__all__ = [*_FUNCTIONS, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

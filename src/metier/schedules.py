@@ -14,9 +14,7 @@ from metier.core.part import check_options, namespace, options
 def _function(schedule: Any) -> Any:
     @functools.wraps(schedule)
     def call(clock: Any = None, **given: Any) -> Any:
-        bound = functools.partial(
-            schedule, **check_options(options(schedule), given, owner=schedule.__metier__.id)
-        )
+        bound = functools.partial(schedule, **check_options(options(schedule), given, owner=schedule.__metier__.id))
         return bound if clock is None else bound(clock)
 
     return call

@@ -30,9 +30,7 @@ class Rule:
 SAME = {
     "comment": SOURCE.replace("# why", "# because\n        # of this"),
     "comment gone": SOURCE.replace("        # why\n", ""),
-    "docstrings": SOURCE.replace("A rule.", "Another.")
-    .replace("Doc.", "Text.")
-    .replace("Of the average.", "Decay."),
+    "docstrings": SOURCE.replace("A rule.", "Another.").replace("Doc.", "Text.").replace("Of the average.", "Decay."),
     "docstring gone": SOURCE.replace('        """Step."""\n', ""),
     "layout": SOURCE.replace("        return -m", "        return (\n                -m\n            )"),
     "quotes": SOURCE.replace('state["m"]', "state['m']"),

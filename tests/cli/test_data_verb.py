@@ -104,7 +104,5 @@ def test_importing_the_verb_is_light():
     import subprocess
     import sys
 
-    code = (
-        "import sys, metier.cli.data; assert not {'torch', 'datasets', 'numpy', 'pyarrow'} & set(sys.modules)"
-    )
+    code = "import sys, metier.cli.data; assert not {'torch', 'datasets', 'numpy', 'pyarrow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -33,9 +33,7 @@ def test_a_fair_design_is_accepted_with_its_defaults():
     assert designs.jobs_count(load(tune=None, seeds=5)) == 2 * 5
 
 
-@pytest.mark.parametrize(
-    "key", ["train.steps", "train.seed", "data", "train.batch", "schedule", "model", "optimizers.lr"]
-)
+@pytest.mark.parametrize("key", ["train.steps", "train.seed", "data", "train.batch", "schedule", "model", "optimizers.lr"])
 def test_an_arm_that_changes_what_is_not_the_factor_is_refused(key):
     arms = {"a": {"optimizer": {"adamw": {}}, key: 1}, "b": {"optimizer": {"adamw": {}}}}
     with pytest.raises(UsageError, match=rf"arm 'a' changes '{key}'.*factor is 'optimizer'"):

@@ -75,9 +75,7 @@ RUN = {
 PAGES = {
     "comparison": lambda: report.render(fakes.demo()),
     "one seed": lambda: report.render(fakes.comparison({"a": [1.0], "b": [2.0]}, control="b")),
-    "all failed": lambda: report.render(
-        fakes.comparison({"a": [None, None], "b": [None, None]}, control="b")
-    ),
+    "all failed": lambda: report.render(fakes.comparison({"a": [None, None], "b": [None, None]}, control="b")),
     "run": lambda: report.render_run(RUN, events()),
     "empty run": lambda: report.render_run({}, []),
 }
@@ -106,26 +104,20 @@ def test_every_page_is_well_formed_and_self_contained(html):
 
 def test_every_page_serves_phones_dark_mode_print_and_readers(html):
     parsed = Page(html)
-    assert any(
-        m.get("name") == "viewport" and "width=device-width" in m["content"] for m in parsed.all("meta")
-    )
+    assert any(m.get("name") == "viewport" and "width=device-width" in m["content"] for m in parsed.all("meta"))
     assert "prefers-color-scheme: dark" in html
     assert "@media print" in html
     assert parsed.all("html") == [{"lang": "en"}]
     assert len(parsed.all("h1")) == 1
     charts = [a for a in parsed.all("svg") if "viewbox" in a and a.get("aria-hidden") != "true"]
     assert all(a["role"] == "img" and a["aria-label"] for a in charts)
-    assert not re.search(r'(stroke|fill)="#', html), (
-        "colours come from the style sheet, so that dark mode works"
-    )
+    assert not re.search(r'(stroke|fill)="#', html), "colours come from the style sheet, so that dark mode works"
     assert "nan" not in re.sub(r"[a-z]*nan[a-z]+", "", " ".join(a.get("d") or "" for a in parsed.all("path")))
 
 
 def test_all_colours_exist_in_both_themes():
     style = (page.TEMPLATES / "style.css.j2").read_text(encoding="utf-8")
-    light, dark = (
-        set(re.findall(r"(--[\w-]+):", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)[:2]
-    )
+    light, dark = (set(re.findall(r"(--[\w-]+):", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)[:2])
     assert {f"--s{i}" for i in range(8)} <= dark
     assert light - dark == {"--radius"}
     used = set(re.findall(r"var\((--[\w-]+)", style)) - {"--c", "--d", "--w"}
@@ -200,9 +192,7 @@ def test_everything_is_escaped():
     assert not Page(html).all("script")
     assert "<script" not in html
     run = {**RUN, "error": evil, "run": {evil: evil}, "status": evil, "metrics": {evil: 1.0}}
-    html = report.render_run(
-        run, [*events(), {"event": "notice", "text": evil}, {"event": "eval", "step": 3, evil: 1.0}]
-    )
+    html = report.render_run(run, [*events(), {"event": "notice", "text": evil}, {"event": "eval", "step": 3, evil: 1.0}])
     assert "<script" not in html
     Page(html)
 
@@ -218,9 +208,7 @@ def test_long_runs_stay_small():
 
 
 def test_higher_is_better_turns_the_picture_round():
-    result = fakes.comparison(
-        {"a": [0.5, 0.6], "b": [0.4, 0.4]}, control="b", lower_is_better=False, metric="accuracy"
-    )
+    result = fakes.comparison({"a": [0.5, 0.6], "b": [0.4, 0.4]}, control="b", lower_is_better=False, metric="accuracy")
     html = report.render(result)
     assert "← worse" in html
     assert "accuracy (higher is better)" in Page(html).text
@@ -306,9 +294,7 @@ def test_curves_are_the_mean_of_the_seeds_with_their_range():
     assert (control.style, a.style) == ("s0", "s1")
     assert (a.x, a.y, a.low, a.high) == ([10, 20, 30], [9, 5, 1.5], [9, 5, 1], [9, 5, 2])
     by_time = curves.by_arm(result, "seconds", evals=False)[1]
-    assert (by_time.x[0], by_time.x[-1]) == (2.0, 3.0), (
-        "from where both seeds have begun to where the faster one ends"
-    )
+    assert (by_time.x[0], by_time.x[-1]) == (2.0, 3.0), "from where both seeds have begun to where the faster one ends"
     assert by_time.y[-1] == pytest.approx((1.0 + (9.0 + 5.0) / 2) / 2)
 
 

@@ -78,9 +78,7 @@ def test_exactly_one_control_and_no_unknown_fields():
     [([1, 2, 3], 2, False), ([1, 2, 3], 3, True), ([3, 1, 2], 1, True), ([5], 5, False)],
 )
 def test_the_best_at_an_edge_is_known(values, best, edge):
-    assert (
-        Tuning(arm="a", parameter="lr", values=values, metric=[None] * len(values), best=best).at_edge is edge
-    )
+    assert Tuning(arm="a", parameter="lr", values=values, metric=[None] * len(values), best=best).at_edge is edge
 
 
 def test_final_runs_come_in_the_order_of_the_seeds_without_trials():

@@ -62,10 +62,7 @@ def test_signflip_counts_all_assignments():
     assert stats.p_signflip([1.0, 2.0, 3.0]) == pytest.approx(2 / 8)
     assert stats.p_signflip([1.0, -1.0]) == pytest.approx(1.0)
     d = [0.3, -0.1, 0.7, 0.2]
-    sums = [
-        abs(sum(s * v for s, v in zip(signs, d, strict=True)))
-        for signs in itertools.product([1, -1], repeat=4)
-    ]
+    sums = [abs(sum(s * v for s, v in zip(signs, d, strict=True))) for signs in itertools.product([1, -1], repeat=4)]
     assert stats.p_signflip(d) == pytest.approx(np.mean([s >= abs(sum(d)) - 1e-12 for s in sums]))
     assert stats.p_signflip([]) is None
     assert stats.p_signflip([1.0] * 15) is None

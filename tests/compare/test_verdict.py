@@ -156,9 +156,7 @@ def test_coarse_metrics_do_not_make_identical_arms_differ():
     rng = np.random.default_rng(3)
     draws = 2000
     d = (rng.integers(3, 6, (draws, 3)) - rng.integers(3, 6, (draws, 3))) / 8
-    wrong = sum(
-        verdict.word(*stats.interval(x), lower_is_better=False, minimum_effect=0.0) != "unclear" for x in d
-    )
+    wrong = sum(verdict.word(*stats.interval(x), lower_is_better=False, minimum_effect=0.0) != "unclear" for x in d)
     assert wrong / draws < 0.05
 
 

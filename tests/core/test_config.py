@@ -63,7 +63,9 @@ def test_not_a_mapping(write, text):
 
 
 def test_overrides_step_through_part_references(write):
-    run, document = config.load(write(GOOD), ["optimizer.lr=3e-4", "train.steps=7", "hooks.0.ema.decay=0.5", "schedule.warmup=0.1"])
+    run, document = config.load(
+        write(GOOD), ["optimizer.lr=3e-4", "train.steps=7", "hooks.0.ema.decay=0.5", "schedule.warmup=0.1"]
+    )
     assert run.optimizer == {"adamw": {"lr": 3e-4}}
     assert run.train.steps == 7
     assert run.hooks == [{"ema": {"decay": 0.5}}]

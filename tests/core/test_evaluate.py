@@ -52,7 +52,7 @@ def test_the_average_is_what_is_evaluated(tmp_path):
 
 def text_rows(count, seed=0):
     rng = random.Random(seed)
-    words = "print statement of a python module returns values for every object".split()
+    words = ["print", "statement", "of", "a", "python", "module", "returns", "values", "for", "every", "object"]
     return [{"text": f"{i} " + " ".join(rng.choices(words, k=3 + 4 * (i % 3)))} for i in range(count)]
 
 

@@ -108,9 +108,7 @@ def test_tables(tmp_path):
         laws.read_table(csv, {"x": "param"})
     with pytest.raises(UsageError, match="neither"):
         laws.read_table(
-            tmp_path.joinpath("t.txt").absolute().with_suffix(".txt")
-            if (tmp_path / "t.txt").write_text("x")
-            else csv
+            tmp_path.joinpath("t.txt").absolute().with_suffix(".txt") if (tmp_path / "t.txt").write_text("x") else csv
         )
     with pytest.raises(UsageError, match="cannot read"):
         laws.read_table(tmp_path / "none.csv")

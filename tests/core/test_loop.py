@@ -1,5 +1,6 @@
 """The training loop: what happens in which order, what reaches the gradient, and what is left as it was."""
 
+import json
 import random
 from dataclasses import dataclass
 
@@ -310,6 +311,17 @@ def test_elapsed_goes_on_after_a_resume(tmp_path):
     assert done.events[-1]["event"] == "checkpoint"
     tokens = [e["tokens"] for e in steps(done)]
     assert tokens == [128, 256, 384, 512]
+
+
+def test_a_run_that_is_at_its_end_keeps_its_result(tmp_path):
+    first = train(RUN, out=tmp_path, quiet=True)
+    then = json.loads((tmp_path / "run.json").read_text())
+    again = train(RUN, out=tmp_path, quiet=True)
+    now = json.loads((tmp_path / "run.json").read_text())
+    assert again.metrics == pytest.approx(first.metrics)
+    assert now["metrics"] == pytest.approx(then["metrics"])
+    assert now["seconds"] > then["seconds"]
+    assert len(steps(again)) == 3
 
 
 # --- the update -----------------------------------------------------------------------------------------------

@@ -11,9 +11,7 @@ from torch import nn
 from metier.core import part
 from metier.core.optim import build
 
-pytestmark = pytest.mark.skipif(
-    not dist.is_available() or sys.platform == "win32", reason="needs torch.distributed"
-)
+pytestmark = pytest.mark.skipif(not dist.is_available() or sys.platform == "win32", reason="needs torch.distributed")
 NAMES = ("adamw", "muon", "adafactor")
 STEPS = 3
 

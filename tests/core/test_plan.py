@@ -13,7 +13,7 @@ from metier.core.api import train
 from metier.core.errors import UsageError
 from metier.core.plan import plan
 
-WORDS = "the print statement of a python module returns values for every object in it and raises an error".split()
+WORDS = ("print", "statement", "python", "module", "returns", "values", "for", "every", "object", "error")
 
 
 def text_rows(lengths):
@@ -93,6 +93,15 @@ def test_the_preview_marks_exactly_the_tokens_that_carry_loss(tmp_path):
     assert found["preview"][0]["targets"] == sum(ids)
     marked = re.findall("⟦(.*?)⟧", found["preview_text"][0], re.DOTALL)
     assert marked == ["an apple<|im_end|>", "a pine<|im_end|>"]
+
+
+def test_the_first_token_of_a_text_has_nothing_that_predicts_it(tmp_path):
+    tokenizer = models.tokenizer_of("lab/llama-50k")
+    item = plan(settings(tmp_path, text_rows([5] * 4)), step=False)["preview"][0]
+    ((first, rest),) = item["branches"]
+    assert (first["loss"], rest["loss"]) == (False, True)
+    assert len(tokenizer.encode(first["text"])) == 1
+    assert item["targets"] == item["tokens"] - 1
 
 
 def test_the_preview_of_a_pair_has_a_branch_for_each_answer(tmp_path):
@@ -207,5 +216,5 @@ def test_data_without_any_loss_are_refused(tmp_path, no_models):
     rows = [{"prompt": "name a fruit " * 20, "completion": "apple"}] * 4
     run = settings(tmp_path, rows, data={"max_length": 8, "truncate": "right"})
     for refused in (plan, lambda r: train(r, out=tmp_path / "run", quiet=True)):
-        with pytest.raises(UsageError, match="no example is left to train on .*4 .*loss"):
+        with pytest.raises(UsageError, match=r"no example is left to train on .*4 .*loss"):
             refused(run)

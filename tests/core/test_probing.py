@@ -54,9 +54,7 @@ def test_scores_and_loss_agree():
 def session(held_out, *listeners):
     run = tiny(*listeners)
     steps = [SimpleNamespace(micro=layouts(2, seed=i)) for i in range(5)]
-    return SimpleNamespace(
-        context=run.context, eval_layouts=held_out, loader=steps, listeners=list(listeners)
-    ), run
+    return SimpleNamespace(context=run.context, eval_layouts=held_out, loader=steps, listeners=list(listeners)), run
 
 
 def test_which_layouts():

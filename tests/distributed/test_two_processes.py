@@ -27,8 +27,21 @@ def free_port() -> int:
 
 
 def train(tmp_path, name, *overrides, world=1):
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(free_port())] if world > 1 else []
-    command = [sys.executable, *launcher, "-m", "metier", "train", str(tmp_path / "run.yaml"), *overrides, "-q", "-o", str(tmp_path / name)]
+    launcher = (
+        ["-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(free_port())] if world > 1 else []
+    )
+    command = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "metier",
+        "train",
+        str(tmp_path / "run.yaml"),
+        *overrides,
+        "-q",
+        "-o",
+        str(tmp_path / name),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return tmp_path / name
@@ -76,7 +89,7 @@ def test_a_sharded_checkpoint_is_continued_at_another_world_size(alone, first, t
     assert_same(weights(alone / name), weights(alone / "one"))
 
 
-def test_an_adapter_is_gathered_and_saved(alone):
-    one = train(alone, "lora-one", "adapter=lora", "optimizer.lr=1e-3")
-    two = train(alone, "lora-two", "adapter=lora", "optimizer.lr=1e-3", "train.strategy=fsdp", world=2)
+def test_an_adapter_and_its_average_are_gathered_and_saved(alone):
+    one = train(alone, "lora-one", "adapter=lora", "hooks=[ema]", "optimizer.lr=1e-3")
+    two = train(alone, "lora-two", "adapter=lora", "hooks=[ema]", "optimizer.lr=1e-3", "train.strategy=fsdp", world=2)
     assert_same(weights(two, "adapter"), weights(one, "adapter"))

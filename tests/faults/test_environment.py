@@ -44,7 +44,6 @@ def test_the_same_command_in_two_processes(tmp_path, text):
     assert len(logs[0]) > 12
 
 
-
 @pytest.mark.parametrize("argv", [["list"], ["rows"], ["list", "--json"], ["--help"], ["--version"]])
 def test_reading_verbs_in_a_bare_environment(tmp_path, argv):
     """No home, no terminal, no locale, no optional package, nothing heavy imported."""

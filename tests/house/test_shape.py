@@ -80,6 +80,8 @@ def test_each_part_file_holds_its_part_and_has_an_oracle():
 FAST = "import sys, {module}; bad = {{'torch', 'transformers', 'scipy', 'numpy'}} & set(sys.modules); assert not bad, bad"
 
 
-@pytest.mark.parametrize("module", ["metier", "metier.cli", "metier.core.part", "metier.catalog", "metier.optimizers", "metier.lab"])
+@pytest.mark.parametrize(
+    "module", ["metier", "metier.cli", "metier.core.part", "metier.catalog", "metier.optimizers", "metier.lab"]
+)
 def test_import_is_light(module):
     subprocess.run([sys.executable, "-c", FAST.format(module=module)], check=True)

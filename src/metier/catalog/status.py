@@ -179,13 +179,12 @@ def _fault(path: Path, parts: Sequence[str], known: Mapping[str, PartLike]) -> s
 
 def _compared(finding: Mapping[str, Any]) -> Iterator[str]:
     """Ids of the parts that the arms of a comparison name; it hashed the sources of these."""
-    from metier.core.part import KINDS
+    from metier.compare.design import part_refs
 
     for arm in finding.get("arms", ()):
-        for kind, ref in arm["overrides"].items():
-            if kind in KINDS and ref:
-                name = ref if isinstance(ref, str) else next(iter(ref))
-                yield f"{kind}/{name.split('/')[-1].replace('_', '-').lower()}"
+        for kind, ref in part_refs(arm["overrides"]):
+            name = ref if isinstance(ref, str) else next(iter(ref))
+            yield f"{kind}/{name.split('/')[-1].replace('_', '-').lower()}"
 
 
 # --- pages --------------------------------------------------------------------------------------------------

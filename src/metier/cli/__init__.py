@@ -8,51 +8,31 @@ import os
 import sys
 from typing import Any
 
-VERBS = {
-    "train": "Train from a run file; resumes by itself.",
-    "plan": "Check a run file: resolve, estimate memory, preview the data, run one worst-case step.",
-    "data": "Look at data as the model will see them; check every row.",
-    "compare": "Compare parts fairly: equal budgets, tuned on both sides, paired seeds, a verdict.",
-    "check": "Re-test a paper's claim, or run the contract suite on a part.",
-    "list": "List parts, by kind and text.",
-    "show": "Show a part, a row of the reading list, or a card.",
-    "rows": "The reading list and what works of it.",
-    "runs": "List runs and comparisons; show how two runs differ.",
-    "report": "Write the self-contained HTML report of a run or comparison.",
-    "eval": "Loss and accuracy of a model or run on a data set.",
-    "chat": "Talk to the base and the tuned model side by side.",
-    "merge": "Merge models or checkpoints.",
-    "export": "Write a model folder and prove that it answers as the trained one did.",
-    "probe": "Measure a model.",
-    "fit": "Fit a scaling law to a table.",
-    "new": "Scaffold a part and its test.",
-    "docs": "Build the documentation site.",
-    "doctor": "What this machine offers: versions, devices, disk, models, network.",
-}
+from metier.cli.verbs import VERBS
 
 
-def build():  # noqa: ANN201 - the type would import click for every start
+def build():
     """The root command. Verbs are loaded when they are looked up."""
     import typer
     from typer.core import TyperGroup
 
     class Lazy(TyperGroup):
-        def list_commands(self, ctx):  # noqa: ANN001, ANN202
+        def list_commands(self, ctx):
             return list(VERBS)
 
-        def get_command(self, ctx, cmd_name):  # noqa: ANN001, ANN202
+        def get_command(self, ctx, cmd_name):
             if cmd_name not in VERBS:
                 return None
             return load(cmd_name)
 
-        def resolve_command(self, ctx, args):  # noqa: ANN001, ANN202
+        def resolve_command(self, ctx, args):
             from metier.core.errors import unknown
 
             if args and not args[0].startswith("-") and args[0] not in VERBS:
                 raise unknown("verb", args[0], VERBS, more="See: metier --help")
             return super().resolve_command(ctx, args)
 
-        def format_commands(self, ctx, formatter):  # noqa: ANN001, ANN202
+        def format_commands(self, ctx, formatter):
             with formatter.section("Verbs"):
                 formatter.write_dl(list(VERBS.items()))
 
@@ -69,13 +49,15 @@ def build():  # noqa: ANN201 - the type would import click for every start
             raise typer.Exit
 
     @app.callback()
-    def root(version: bool = typer.Option(False, "--version", is_eager=True, callback=show_version, help="Print the version.")) -> None:
+    def root(
+        version: bool = typer.Option(False, "--version", is_eager=True, callback=show_version, help="Print the version."),
+    ) -> None:
         """The tricks and trade of training LLMs: train with them, put them to a fair test, consult them."""
 
     return typer.main.get_command(app)
 
 
-def load(verb: str):  # noqa: ANN201
+def load(verb: str):
     """The click command of one verb: ``app`` of ``metier.cli.<verb>``."""
     import typer
 
@@ -110,11 +92,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def _click_error(e: Any) -> int:
     """Usage errors of the argument parser end in 2 with one line; anything else is a defect and shows its trace."""
-    if type(e).__name__ == "NoArgsIsHelpError":
-        print(e.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
-        return 2
     if hasattr(e, "format_message") and hasattr(e, "exit_code"):
-        print(f"metier: {e.format_message()}", file=sys.stderr)
+        is_help = type(e).__name__ == "NoArgsIsHelpError"
+        print(f"{'' if is_help else 'metier: '}{e.format_message()}", file=sys.stderr)
         return 2
     if type(e).__name__ in ("Exit", "Abort"):
         return getattr(e, "exit_code", 1)

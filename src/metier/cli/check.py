@@ -29,7 +29,9 @@ def check(
     if all_parts == (part is not None):
         raise UsageError("name one part, or give --all")
     try:
-        done = check_all(minutes, each=tell) if part is None else [check(part, seeds=seeds, study=not contract, out=out, quiet=json)]
+        done = (
+            check_all(minutes, each=tell) if part is None else [check(part, seeds=seeds, study=not contract, out=out, quiet=json)]
+        )
     except AssertionError as e:
         raise MetierError(str(e)) from e
     if part is not None:
@@ -39,7 +41,7 @@ def check(
     return 3 if any(c.verdict is not None and c.word != "holds" for c in done) else 0
 
 
-def _say(c) -> None:  # noqa: ANN001
+def _say(c) -> None:
     print(f"{c.name}: {len(c.contract)} contract checks passed")
     if c.verdict is None:
         print("  no study: nothing is claimed that this kind can test here" if not c.claim else f"  claim not tested: {c.claim}")
@@ -47,7 +49,7 @@ def _say(c) -> None:  # noqa: ANN001
     print(f"  claim: {c.claim}\n  {c.word}: {c.verdict.text}\n  finding: {c.finding}\n  report: {c.report}")
 
 
-def _plain(c) -> dict:  # noqa: ANN001
+def _plain(c) -> dict:
     from dataclasses import asdict
 
     return {

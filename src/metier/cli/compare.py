@@ -9,7 +9,9 @@ app = typer.Typer()
 
 @app.command()
 def compare(
-    design: list[str] = typer.Argument(..., help="A design file with key=value changes, or parts of one kind (the control last)."),
+    design: list[str] = typer.Argument(
+        ..., help="A design file with key=value changes, or parts of one kind (the control last)."
+    ),
     seeds: int | None = typer.Option(None, "--seeds", min=1, help="Seeds per arm."),
     out: Path | None = typer.Option(None, "--out", "-o", help="Folder (default: comparisons/<name>)."),
     ray: bool = typer.Option(False, "--ray", help="Run on a Ray cluster."),

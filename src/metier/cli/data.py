@@ -26,9 +26,7 @@ def preview(
     columns: list[str] = COLUMNS,
     limit: int = typer.Option(3, "--limit", min=1, help="Number of rows to show."),
     split: str | None = SPLIT,
-    model: str | None = typer.Option(
-        None, "--model", help="Show tokens and loss mask with this model's tokenizer."
-    ),
+    model: str | None = typer.Option(None, "--model", help="Show tokens and loss mask with this model's tokenizer."),
     json: bool = JSON,
 ) -> None:
     """Show the first rows as examples; with --model as tokens, marking those that carry loss."""

@@ -23,9 +23,7 @@ def evaluate(
     if tasks:
         found = evaluation.harness(target, tasks.split(","), limit)
     else:
-        found = evaluation.evaluate(
-            target, overrides or (), data=data, format=format, limit=limit, objective=objective
-        )
+        found = evaluation.evaluate(target, overrides or (), data=data, format=format, limit=limit, objective=objective)
     if json:
         return emit_json(found)
     return table(["measure", "value"], [[k, _shown(v)] for k, v in found.items() if v is not None])

@@ -26,8 +26,11 @@ def list_parts(
     ]  # fmt: skip
     if json:
         return emit_json(
-            [{"id": p.id, "kind": p.kind, "name": p.name, "summary": p.summary, "paper": p.paper, "rows": list(p.rows)} for p in found]
-        )  # fmt: skip
+            [
+                {"id": p.id, "kind": p.kind, "name": p.name, "summary": p.summary, "paper": p.paper, "rows": list(p.rows)}
+                for p in found
+            ]
+        )
     if not found:
         hint = f"{kind + ' ' if kind else ''}{text or ''}".strip()
         print(f"no part matches {hint!r}; metier list shows all {len(listing())}")

@@ -15,6 +15,7 @@ def new(
     root: Path = typer.Option(Path(), "--root", help="The checkout, or the root of your own package."),
 ) -> None:
     """Write a part and its oracle test, with the blanks to fill."""
+    import keyword
     import re
 
     from metier.core.errors import UsageError, unknown
@@ -25,6 +26,8 @@ def new(
     name = name.lower().replace("_", "-")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise UsageError(f"{name!r} is not a part name: letters, digits and single dashes")
+    if keyword.iskeyword(name):
+        raise UsageError(f"{name!r} cannot be the name of a function in Python")
     if any(p.id == f"{kind}/{name}" for p in listing()):
         raise UsageError(f"{kind}/{name} exists already", hint=f"See: metier show {kind}/{name}")
     stem = name.replace("-", "_")

@@ -1,14 +1,17 @@
 """Output shared by the verbs: JSON, tables that stay clean without a terminal."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 
 def emit_json(value: Any) -> None:
-    """Print JSON to standard output."""
-    json.dump(value, sys.stdout, indent=1, ensure_ascii=False, default=str)
+    """Print JSON to standard output; numbers that are not finite become null."""
+    from metier.core.runfolder import finite
+
+    json.dump(finite(value), sys.stdout, indent=1, ensure_ascii=False, default=str)
     sys.stdout.write("\n")
 
 
@@ -27,7 +30,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str |
     t = Table(*columns, box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for row in rows:
         t.add_row(*(str(v) for v in row))
-    Console().print(t)
+    # rich keeps bold with NO_COLOR; without a colour system nothing but text is written.
+    Console(color_system=None if os.environ.get("NO_COLOR") else "auto").print(t)
 
 
 def outline(facts: dict[str, Any], indent: str = "") -> str:
@@ -45,7 +49,10 @@ def outline(facts: dict[str, Any], indent: str = "") -> str:
         elif isinstance(value, list | tuple) and all(len(str(v)) < 40 for v in value):
             lines.append(f"{indent}{key}: {', '.join(map(str, value))}")
         elif isinstance(value, list | tuple):
-            lines += [f"{indent}{key}", *(textwrap.fill(str(v), 100, initial_indent=f"{indent}  - ", subsequent_indent=f"{indent}    ") for v in value)]
+            lines += [
+                f"{indent}{key}",
+                *(textwrap.fill(str(v), 100, initial_indent=f"{indent}  - ", subsequent_indent=f"{indent}    ") for v in value),
+            ]
         elif "\n" in str(value):
             lines += [f"{indent}{key}", textwrap.indent(str(value), indent + "  ")]
         else:

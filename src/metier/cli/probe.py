@@ -11,15 +11,11 @@ app = typer.Typer()
 @app.command()
 def probe(
     name: str = typer.Argument(..., help="A probe, such as calibration (metier list probe)."),
-    run: Path = typer.Argument(
-        ..., help="A run file (the model as it starts) or a run folder (as it ended)."
-    ),
+    run: Path = typer.Argument(..., help="A run file (the model as it starts) or a run folder (as it ended)."),
     changes: list[str] = typer.Argument(
         None, metavar="[KEY=VALUE]...", help="Options of the probe, and changes to the run file."
     ),
-    on: str = typer.Option(
-        "auto", "--on", help="Data: eval, train, or auto (held-out data when there are any)."
-    ),
+    on: str = typer.Option("auto", "--on", help="Data: eval, train, or auto (held-out data when there are any)."),
     batches: int | None = typer.Option(None, "--batches", min=1, help="At most this many micro-batches."),
     json: bool = typer.Option(False, "--json", help="Machine-readable output."),
 ) -> None:

@@ -23,7 +23,10 @@ def report(
 
     comparison, record = folder / "comparison.json", folder / "run.json"
     if comparison.is_file():
-        result = ComparisonResult.model_validate_json(comparison.read_text(encoding="utf-8"))
+        try:
+            result = ComparisonResult.model_validate_json(comparison.read_text(encoding="utf-8"))
+        except ValueError as e:
+            raise UsageError(f"{comparison} cannot be read: {str(e).splitlines()[0]}") from None
         data, html = result.model_dump(mode="json"), pages.render(result)
     elif record.is_file():
         run = jsonlib.loads(record.read_text(encoding="utf-8"))

@@ -32,7 +32,10 @@ def runs(
     if not found:
         print(f"no runs under {', '.join(map(str, root))}")
         return None
-    return table(["folder", "what", "status", "step", "result"], [[f[k] for k in ("folder", "what", "status", "step", "result")] for f in found])
+    return table(
+        ["folder", "what", "status", "step", "result"],
+        [[f[k] for k in ("folder", "what", "status", "step", "result")] for f in found],
+    )
 
 
 def _listed(root: Path) -> list[dict[str, Any]]:
@@ -46,9 +49,12 @@ def _listed(root: Path) -> list[dict[str, Any]]:
             "step": f"{record.get('step', 0)}/{record.get('steps', '?')}", "result": shown,
         })  # fmt: skip
     for path in sorted(root.glob("*/comparison.json")):
-        kept = jsonlib.loads(path.read_text(encoding="utf-8"))
-        arms = ", ".join(a["name"] for a in kept["arms"])
-        out.append({"folder": str(path.parent), "what": "comparison", "status": "done", "step": f"{len(kept['runs'])} runs", "result": arms})
+        try:
+            kept = jsonlib.loads(path.read_text(encoding="utf-8"))
+            done = {"status": "done", "step": f"{len(kept['runs'])} runs", "result": ", ".join(a["name"] for a in kept["arms"])}
+        except (ValueError, KeyError, TypeError):
+            done = {"status": "unreadable", "step": "", "result": ""}
+        out.append({"folder": str(path.parent), "what": "comparison", **done})
     return out
 
 

@@ -69,7 +69,8 @@ def _options(schema: Any) -> dict[str, dict[str, str]]:
     from metier.docsite.text import type_text
 
     return {
-        o.name: {"type": type_text(o.annotation).replace("`", ""), "default": "required" if o.required else repr(o.default)} for o in schema.values()
+        o.name: {"type": type_text(o.annotation).replace("`", ""), "default": "required" if o.required else repr(o.default)}
+        for o in schema.values()
     }
 
 

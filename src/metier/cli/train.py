@@ -30,14 +30,15 @@ def train(
     return _code(result)
 
 
-def _code(result) -> int:  # noqa: ANN001
+def _code(result) -> int:
     return 128 + result.signal if result.status == "interrupted" and result.signal else 0
 
 
-def _summary(result) -> str:  # noqa: ANN001
+def _summary(result) -> str:
     if result.status == "interrupted":
         return f"interrupted after step {result.step}; the checkpoint is complete. The same command continues."
     shown = [f"{k} {v:.4g}" for k, v in result.metrics.items() if k in ("loss",) or k.startswith("eval_")]
     where = next((result.folder / d for d in ("adapter", "model") if (result.folder / d).is_dir()), result.folder)
     next_step = f"\n  metier chat {result.folder}" if (result.folder / "adapter").is_dir() else ""
-    return f"{result.status} at step {result.step}: {', '.join(shown)}\nresult in {where}{next_step}\n  metier report {result.folder}"
+    what = f"{result.status} at step {result.step}: {', '.join(shown)}"
+    return f"{what}\nresult in {where}{next_step}\n  metier report {result.folder}"

@@ -71,4 +71,6 @@ class _Progress:
         tuned = "".join(f"  {k}={v:g}" for k, v in job.options.items())
         self.bar.update(self.task, completed=done, description=f"{job.label}")
         if not self.quiet:
-            self.console.print(f"{done:3d}/{total}  {job.label:<24} {job.metric} {value}{tuned}  {result.seconds:.1f} s", highlight=False)
+            self.console.print(
+                f"{done:3d}/{total}  {job.label:<24} {job.metric} {value}{tuned}  {result.seconds:.1f} s", highlight=False
+            )

@@ -65,8 +65,14 @@ def check(
 
 
 def _study(
-    item: part.Listing, contract: tuple[str, ...], design: Design, claim: Any, seeds: int | None, out: str | Path | None, quiet: bool
-) -> Checked:  # fmt: skip
+    item: part.Listing,
+    contract: tuple[str, ...],
+    design: Design,
+    claim: Any,
+    seeds: int | None,
+    out: str | Path | None,
+    quiet: bool,
+) -> Checked:
     from metier.compare import report
     from metier.compare.api import compare
 
@@ -91,10 +97,15 @@ def finding(id: str, claim: Any, verdict: Verdict, result: ComparisonResult) -> 
         run.pop("folder", None)
         run["curve"] = _thinned(run["curve"])
     return {
-        "part": id, "claim": claim.text if claim else result.question, "paper_figure": claim.figure if claim else "",
-        "verdict": verdict.word, "effect": verdict.effect, "interval": [verdict.low, verdict.high], "text": verdict.text,
+        "part": id,
+        "claim": claim.text if claim else result.question,
+        "paper_figure": claim.figure if claim else "",
+        "verdict": verdict.word,
+        "effect": verdict.effect,
+        "interval": [verdict.low, verdict.high],
+        "text": verdict.text,
         **data,
-    }  # fmt: skip
+    }
 
 
 def _thinned(curve: dict[str, list], points: int = 40) -> dict[str, list]:

@@ -70,24 +70,13 @@ def timed(evals: Curve, curve: Curve) -> Curve:
 
 
 def _merge(curves: Sequence[Curve], x: str, label: str, style: str, smooth: bool) -> Series:
-    columns = [
-        (np.asarray(getattr(c, x), float), smoothed(c.value) if smooth else np.asarray(c.value))
-        for c in curves
-    ]
-    if (
-        not smooth
-        and len(columns[0][0]) <= POINTS
-        and all(np.array_equal(columns[0][0], c[0]) for c in columns)
-    ):
+    columns = [(np.asarray(getattr(c, x), float), smoothed(c.value) if smooth else np.asarray(c.value)) for c in curves]
+    if not smooth and len(columns[0][0]) <= POINTS and all(np.array_equal(columns[0][0], c[0]) for c in columns):
         grid = columns[0][0]
     else:
         # Seeds differ in speed: the line ends where the fastest does, so that it is a mean of all throughout.
         ends = max(c[0][0] for c in columns), min(c[0][-1] for c in columns)
-        grid = (
-            np.linspace(*ends, min(POINTS, max(len(c) for c in curves)))
-            if ends[1] > ends[0]
-            else columns[0][0][:1]
-        )
+        grid = np.linspace(*ends, min(POINTS, max(len(c) for c in curves))) if ends[1] > ends[0] else columns[0][0][:1]
     values = np.stack([np.interp(grid, xs, ys) for xs, ys in columns])
     several = len(curves) > 1
     return Series(

@@ -11,7 +11,7 @@ from metier.core import config, part
 from metier.core.config import Strict
 from metier.core.errors import UsageError, unknown
 from metier.core.part import Claim, Count, NonNegative, Positive
-from metier.core.yamlfile import Document, override, read, set_path
+from metier.core.yamlfile import PART_KEYS, Document, override, read, set_path
 
 FIXED = ("data", "train.seed", "train.steps", "train.epochs", "train.tokens", "train.batch", "train.eval_every", "out", "sinks")
 """What no arm may change unless the design names it as its factor: it would make the comparison unfair."""
@@ -129,7 +129,7 @@ def shorthand(parts: list[str], *, seeds: int | None = None, changes: Iterable[s
         "run": _copy(BASES[kind]), "factor": factor, "control": control,
         "arms": {n: {factor: _reference(kind, n)} for n in names},
         "minimum_effect": claim.minimum_effect if claim else 0.0, **claimed,
-        **({"tune": None} if kind == "schedule" else {}), **({"seeds": seeds} if seeds else {}),
+        "tune": LAB_TUNE.get(kind), **({"seeds": seeds} if seeds else {}),
     }  # fmt: skip
     return load(design, changes)[0]
 
@@ -154,7 +154,7 @@ def _reference(kind: str, name: str) -> Any:
 def part_refs(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """``(kind, reference)`` of every part that a run file, or an arm's changes to one, names."""
     for key, ref in overrides.items():
-        if key in part.KINDS and ref:
+        if key in PART_KEYS and ref:  # ``model`` is a kind too, but in a run file it names a model
             yield key, ref
         elif key in LISTS:
             yield from ((LISTS[key], r) for r in ref or ())
@@ -189,6 +189,10 @@ BASES: dict[str, dict[str, Any]] = {
 """What parts of a kind are compared on when no design file says."""
 LISTS = {"hooks": "hook", "transform": "model"}
 """Keys of a run file that list parts, and the kind of these."""
+LAB_TUNE: dict[str, dict[str, Any]] = {
+    "optimizer": {"factors": [0.3, 1.0, 3.0, 10.0, 30.0]},  # default rates are meant for larger models than the lab's
+    "hook": {"factors": [0.3, 1.0, 3.0]},
+}
 NO_HOOK = "none"
 """Name of the arm without hooks."""
 LAB_OPTIONS: dict[str, dict[str, Any]] = {}

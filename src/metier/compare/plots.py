@@ -60,10 +60,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     if largest >= 1e4:
         thousand = 1e3 if largest < 1e6 or step < 1e5 else 1e6
         places = _places(step / thousand)
-        return [
-            f"{text.fixed(t / thousand, places)} {'k' if thousand == 1e3 else 'M'}" if t else "0"
-            for t in ticks
-        ]
+        return [f"{text.fixed(t / thousand, places)} {'k' if thousand == 1e3 else 'M'}" if t else "0" for t in ticks]
     if not step or step < 1e-4 * (1 - 1e-9):
         return [text.significant(t, 4) for t in ticks]
     return [text.fixed(t, _places(step)) if t else "0" for t in ticks]
@@ -108,9 +105,7 @@ def late_range(series: Sequence[Series], skip: float = 0.08) -> Axis:
     for s in series:
         start = min(s.x, default=0) + skip * (max(s.x, default=0) - min(s.x, default=0))
         late = [i for i, x in enumerate(s.x) if x >= start]
-        kept += [
-            v for ys in (s.y, s.low, s.high) if len(ys) for v in (ys[i] for i in late) if math.isfinite(v)
-        ]
+        kept += [v for ys in (s.y, s.low, s.high) if len(ys) for v in (ys[i] for i in late) if math.isfinite(v)]
     if len(kept) < 2:
         return around(kept)
     q1, q3 = np.quantile(kept, [0.25, 0.75])
@@ -140,9 +135,7 @@ def lines(
     return _svg([*body, Markup("</g>")], name)
 
 
-def trials(
-    series: Sequence[Series], *, xlabel: str, ylabel: str, name: str, lower_is_better: bool = True
-) -> Markup:
+def trials(series: Sequence[Series], *, xlabel: str, ylabel: str, name: str, lower_is_better: bool = True) -> Markup:
     """Metric against a tuned option on a log axis; rings mark the best, crosses the failed trials."""
     finite = [v for s in series for v in s.y if math.isfinite(v)]
     x = around([v for s in series for v in s.x], log=all(v > 0 for s in series for v in s.x))
@@ -168,9 +161,7 @@ def _trial(s: Series, i: int, x: Axis, y: Axis, lower_is_better: bool) -> Markup
     worst = TOP + 8 if lower_is_better else HEIGHT - BOTTOM - 8
     if not math.isfinite(value):
         cross = f"M{px - 5:.1f} {worst - 5}l10 10m0 -10l-10 10"
-        return Markup('<path class="cross {}" d="{}"><title>{}failed</title></path>').format(
-            s.style, cross, title
-        )
+        return Markup('<path class="cross {}" d="{}"><title>{}failed</title></path>').format(s.style, cross, title)
     if not 0 <= y.at(value) <= 1:
         way = -1 if y.at(value) > 1 else 1
         edge = TOP + 4 if way < 0 else HEIGHT - BOTTOM - 4
@@ -180,9 +171,9 @@ def _trial(s: Series, i: int, x: Axis, y: Axis, lower_is_better: bool) -> Markup
         )
     py = _py(y, value)
     ring = Markup('<circle class="ring {}" cx="{:.1f}" cy="{:.1f}" r="9"/>').format(s.style, px, py)
-    dot = Markup(
-        '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}{}</title></circle>'
-    ).format(s.style, px, py, title, text.significant(value, 4))
+    dot = Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}{}</title></circle>').format(
+        s.style, px, py, title, text.significant(value, 4)
+    )
     return (ring if i in s.marks else Markup()) + dot
 
 
@@ -218,16 +209,12 @@ def forest(
         d = f"M{px(low):.1f} {mid}H{px(high):.1f}M{px(low):.1f} {mid - 8}v16M{px(high):.1f} {mid - 8}v16"
         out.append(Markup('<path class="interval {}" d="{}"/>').format(word, d))
     if effect is not None:
-        out.append(
-            Markup('<circle class="point {}" cx="{:.1f}" cy="{}" r="7"/>').format(word, px(effect), mid)
-        )
+        out.append(Markup('<circle class="point {}" cx="{:.1f}" cy="{}" r="7"/>').format(word, px(effect), mid))
     sides = ("← better", "worse →") if lower_is_better else ("← worse", "better →")
     out += [
         Markup('<text class="side" x="16" y="11">{}</text>').format(sides[0]),
         Markup('<text class="side" x="{}" y="11" text-anchor="end">{}</text>').format(WIDTH - 16, sides[1]),
-        Markup('<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            WIDTH / 2, height - 8, label
-        ),
+        Markup('<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>').format(WIDTH / 2, height - 8, label),
     ]
     return _svg(out, name, height=height)
 
@@ -271,17 +258,11 @@ def _frame(x: Axis, y: Axis, xlabel: str, ylabel: str, xformat: Format) -> Marku
         out.append(Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
             LEFT - 8, py + 4.5, shown))  # fmt: skip
     base = HEIGHT - BOTTOM
-    out.append(
-        Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDTH - RIGHT, base, base)
-    )
+    out.append(Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDTH - RIGHT, base, base))
     for t in x.ticks(5):
         px = _px(x, t)
         anchor = "end" if px > WIDTH - RIGHT - 14 else "middle"
-        out.append(
-            Markup('<line class="axis" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(
-                px, base, base + 4
-            )
-        )
+        out.append(Markup('<line class="axis" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(px, base, base + 4))
         out.append(Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="{}">{}</text>').format(
             px, base + 19, anchor, xformat(t)))  # fmt: skip
     out.append(Markup('<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>').format(
@@ -299,8 +280,7 @@ def _line(s: Series, x: Axis, y: Axis, limit: bool = False) -> Markup:
     path = Markup('<path class="line {}" d="{}"><title>{}</title></path>').format(s.style, d, title)
     dots = points if s.dots or len(points) == 1 else []
     return path + Markup("").join(
-        Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(s.style, px, py)
-        for px, py in dots
+        Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(s.style, px, py) for px, py in dots
     )
 
 
@@ -331,6 +311,6 @@ def clip_definition() -> Markup:
 
 def swatch(style: str) -> Markup:
     """A short sample of a line for the legend."""
-    return Markup(
-        '<svg class="swatch" viewBox="0 0 34 12" aria-hidden="true"><path class="line {}" d="M1 6H33"/></svg>'
-    ).format(escape(style))
+    return Markup('<svg class="swatch" viewBox="0 0 34 12" aria-hidden="true"><path class="line {}" d="M1 6H33"/></svg>').format(
+        escape(style)
+    )

@@ -136,9 +136,7 @@ def _costs(result: ComparisonResult) -> Table:
             cell(text.scaled(mean("flops"), "FLOP"), ratios.flops),
             text.scaled(mean("params")),
         ])  # fmt: skip
-    caption = (
-        f"Mean per finished run; × is relative to {result.control.label} on the seeds that both finished."
-    )
+    caption = f"Mean per finished run; × is relative to {result.control.label} on the seeds that both finished."
     columns = [
         "arm",
         "training time",
@@ -168,18 +166,12 @@ def _runs(result: ComparisonResult, *, finals: bool) -> Table:
 
 
 def _options(run: RunResult) -> str:
-    shown = [
-        f"{k.split('.')[-1]}={v:g}" if isinstance(v, int | float) else f"{k}={v}"
-        for k, v in run.options.items()
-    ]
+    shown = [f"{k.split('.')[-1]}={v:g}" if isinstance(v, int | float) else f"{k}={v}" for k, v in run.options.items()]
     return ", ".join(shown)
 
 
 def _arms(result: ComparisonResult) -> list[dict[str, Any]]:
-    return [
-        {"label": a.label, "control": a.is_control, "overrides": page.outline(a.overrides)}
-        for a in result.arms
-    ]
+    return [{"label": a.label, "control": a.is_control, "overrides": page.outline(a.overrides)} for a in result.arms]
 
 
 # --- curves and tuning --------------------------------------------------------------------------------------
@@ -187,16 +179,11 @@ def _arms(result: ComparisonResult) -> list[dict[str, Any]]:
 
 def _legend(result: ComparisonResult) -> list[dict[str, Any]]:
     style = curves.styles(result)
-    return [
-        {"label": a.label, "swatch": plots.swatch(style[a.name]), "control": a.is_control}
-        for a in curves.drawn(result)
-    ]
+    return [{"label": a.label, "swatch": plots.swatch(style[a.name]), "control": a.is_control} for a in curves.drawn(result)]
 
 
 def _curves_hint(result: ComparisonResult) -> str:
-    several = (
-        "Lines are means over the seeds that finished, bands reach from the lowest to the highest of them."
-    )
+    several = "Lines are means over the seeds that finished, bands reach from the lowest to the highest of them."
     band = several if len(result.seeds) > 1 else "One seed per line."
     if len(result.challengers) > curves.MOST:
         band = f"Of the arms, the best {curves.MOST} and the control are drawn. {band}"
@@ -294,7 +281,5 @@ def _limits(result: ComparisonResult, verdicts: list[Verdict]) -> list[str]:
     if not result.tuning:
         found[2] = "Nothing was tuned: every arm ran with the settings of the design."
     if n < 5:
-        found.append(
-            f"With {text.counted(n, 'seed')} only large differences become clear; more narrow the interval."
-        )
+        found.append(f"With {text.counted(n, 'seed')} only large differences become clear; more narrow the interval.")
     return found

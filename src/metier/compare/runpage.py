@@ -121,18 +121,13 @@ def _thinned(x: Sequence[float], y: Sequence[float], most: int = 400) -> tuple[l
     """At most about ``most`` points: means of equal stretches."""
     width = math.ceil(len(x) / most)
     starts = range(0, len(x), width)
-    return [float(np.mean(x[i : i + width])) for i in starts], [
-        float(np.mean(y[i : i + width])) for i in starts
-    ]
+    return [float(np.mean(x[i : i + width])) for i in starts], [float(np.mean(y[i : i + width])) for i in starts]
 
 
 def _evals(evals: Sequence[dict[str, Any]]) -> Table:
     names = sorted({k for e in evals for k, v in e.items() if _number(v)} - {"step", "time", "tokens"})
     kept = evals[-MOST_ROWS:]
-    rows = [
-        [e.get("step", "–"), *(text.significant(e[n], 5) if _number(e.get(n)) else "–" for n in names)]
-        for e in kept
-    ]
+    rows = [[e.get("step", "–"), *(text.significant(e[n], 5) if _number(e.get(n)) else "–" for n in names)] for e in kept]
     caption = f"The last {MOST_ROWS} of {len(evals)}." if len(evals) > MOST_ROWS else ""
     return Table(["step", *names], rows, caption)
 

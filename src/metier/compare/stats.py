@@ -94,9 +94,7 @@ def _pair(result: ComparisonResult, arm: str) -> Paired:
     failed, failed_control = (sum(v is None for v in vs) for vs in (ours, theirs))
     if worst is None:
         return Paired(arm, control, (), None, None, None, None, None, None, None, failed, failed_control)
-    differences = tuple(
-        (worst if a is None else a) - (worst if c is None else c) for a, c in zip(ours, theirs, strict=True)
-    )
+    differences = tuple((worst if a is None else a) - (worst if c is None else c) for a, c in zip(ours, theirs, strict=True))
     low, high = interval(differences)
     return Paired(
         arm, control, differences, float(np.mean(differences)), _sd(differences), low, high,

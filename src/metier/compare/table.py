@@ -61,10 +61,7 @@ def remarks(result: ComparisonResult, verdicts: list[Verdict]) -> list[str]:
         )
     if len(verdicts) > 1:
         adjusted = ", ".join(f"{v.arm} {text.significant(v.p_holm, 2)}" for v in verdicts)
-        found.append(
-            "Each verdict uses its own interval; "
-            f"p adjusted for {len(verdicts)} comparisons (Holm): {adjusted}."
-        )
+        found.append(f"Each verdict uses its own interval; p adjusted for {len(verdicts)} comparisons (Holm): {adjusted}.")
     return found
 
 
@@ -74,10 +71,7 @@ def plain(result: ComparisonResult, verdicts: list[Verdict]) -> str:
     widths = [max(len(r[i]) for r in body) for i in range(len(body[0]))]
     lines = [f"{result.name}: {result.question}" if result.question else result.name, ""]
     for r in body:
-        cells = [
-            c.ljust(w) if i in (0, len(r) - 1) else c.rjust(w)
-            for i, (c, w) in enumerate(zip(r, widths, strict=True))
-        ]
+        cells = [c.ljust(w) if i in (0, len(r) - 1) else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
     lines += ["", *(f"{v.word}: {v.text}" for v in verdicts)]
     lines += [f"note: {n}" for n in remarks(result, verdicts)]
@@ -91,9 +85,7 @@ def _show_rich(result: ComparisonResult, verdicts: list[Verdict]) -> None:
     from rich.text import Text
 
     console = Console()
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title=Text(result.question or result.name), title_justify="left"
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(result.question or result.name), title_justify="left")
     for i, name in enumerate(columns(result)):
         settings: dict[str, Any] = {"justify": "left" if i in (0, 5) else "right", "no_wrap": i != 1}
         table.add_column(Text(name), **settings)

@@ -132,7 +132,7 @@ def describe(event: dict[str, Any]) -> str:
     kind, step = event.get("event"), event.get("step")
     at = f"step {step}: " if step is not None else ""
     if kind == "eval":
-        hidden = ("event", "step", "time", "tokens")
+        hidden = ("event", "step", "time", "tokens", "elapsed")
         return at + ", ".join(f"{k} {_number(v)}" for k, v in event.items() if k not in hidden and isinstance(v, int | float))
     if kind == "checkpoint":
         return f"{at}saved {event.get('name') or 'a checkpoint'}"

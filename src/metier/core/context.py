@@ -48,6 +48,7 @@ class Context:
 
     @property
     def model(self) -> nn.Module:
+        """The model being trained, transformed and adapted."""
         return self.bundle.model
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:

@@ -50,7 +50,13 @@ def evaluate(
         units = sum(layout.target.numel() for layout in session.eval_layouts)
         kind = session.resolved.reads.__name__
     metrics = {k.removeprefix("eval_"): v for k, v in measured.items()}
-    return {"target": str(target), "step": step, "examples": examples, "tokens with loss": units, **_extended(metrics, kind, examples)}
+    return {
+        "target": str(target),
+        "step": step,
+        "examples": examples,
+        "tokens with loss": units,
+        **_extended(metrics, kind, examples),
+    }
 
 
 def _extended(metrics: dict[str, float], kind: str, examples: int) -> dict[str, Any]:
@@ -83,7 +89,9 @@ def _settings(
     models.check(str(target))
     if data is None:
         known = str(target).startswith("lab/") or str(target) in models.SHORT or Path(target).is_dir()
-        what = f"evaluating the model {target}" if known else f"{target} is no run folder and no run file; evaluating it as a model"
+        what = (
+            f"evaluating the model {target}" if known else f"{target} is no run folder and no run file; evaluating it as a model"
+        )
         raise UsageError(f"{what} needs data", hint=f"metier eval {target} --data FILE")
     if objective is None:
         objective = _objective(data, format)
@@ -111,4 +119,7 @@ def harness(target: str, tasks: list[str], limit: int | None = None) -> dict[str
     bundle = open_run(target).bundle if (Path(target) / "run.json").is_file() else models.load(target)
     wrapped = HFLM(pretrained=bundle.model, tokenizer=bundle.tokenizer)
     found = lm_eval.simple_evaluate(model=wrapped, tasks=tasks, limit=limit)
-    return {"target": target, "tasks": {k: {m: v for m, v in r.items() if isinstance(v, int | float)} for k, r in found["results"].items()}}
+    return {
+        "target": target,
+        "tasks": {k: {m: v for m, v in r.items() if isinstance(v, int | float)} for k, r in found["results"].items()},
+    }

@@ -26,5 +26,6 @@ class Dispatcher:
         self._calls = {e: [getattr(p, e) for p in parts if callable(getattr(p, e, None))] for e in EVENTS}
 
     def __call__(self, event: str, *args: Any) -> None:
+        """Call every listener of ``event``."""
         for call in self._calls[event]:
             call(*args)

@@ -54,11 +54,7 @@ def _heads(model: nn.Module) -> set[int]:
         labels = getattr(getattr(model, "config", None), "num_labels", None)
         for child in model.children():
             if child is not backbone:
-                found += [
-                    m
-                    for m in child.modules()
-                    if type(m) is nn.Linear and (m is child or m.out_features == labels)
-                ]
+                found += [m for m in child.modules() if type(m) is nn.Linear and (m is child or m.out_features == labels)]
     return {id(m.weight) for m in found if hasattr(m, "weight")}
 
 
@@ -87,9 +83,7 @@ def overrides(groups: Overrides | None, role_of: Mapping[str, str]) -> dict[str,
             )  # fmt: skip
         for name in matched:
             if name in chosen:
-                raise UsageError(
-                    f"{name} is matched by {chosen[name]!r} and {glob!r}", where="optimizer groups"
-                )
+                raise UsageError(f"{name} is matched by {chosen[name]!r} and {glob!r}", where="optimizer groups")
             chosen[name] = glob
     return chosen
 

@@ -183,9 +183,7 @@ def _best(problem: _Problem, starts: Sequence[Sequence[float]], number: int) -> 
     return min(solved, key=lambda s: s[1])[0], [loss for _, loss in solved]
 
 
-def _bootstrap(
-    law: Law, x: Table, y: ndarray, delta: float, best: ndarray, number: int, seed: int
-) -> ndarray:
+def _bootstrap(law: Law, x: Table, y: ndarray, delta: float, best: ndarray, number: int, seed: int) -> ndarray:
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(number):
@@ -210,9 +208,7 @@ def _held_out(law: Law, table: Table, starts: int, delta: float, holdout: float 
 
 def held_out_rows(law: Law, table: Table, holdout: float | str) -> ndarray:
     """Which rows are held out: ``[rows]`` bool."""
-    if isinstance(holdout, str) and (
-        found := re.fullmatch(r"\s*(\w+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", holdout)
-    ):
+    if isinstance(holdout, str) and (found := re.fullmatch(r"\s*(\w+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", holdout)):
         name, sign, number = found.groups()
         if name not in table:
             raise unknown("column", name, table, where="holdout")
@@ -229,9 +225,7 @@ def _largest(law: Law, table: Table, share: float | str) -> ndarray:
     try:
         fraction = float(share)
     except ValueError:
-        raise UsageError(
-            f"holdout {share!r} is neither a share nor a condition such as N>=1e9", where="holdout"
-        ) from None
+        raise UsageError(f"holdout {share!r} is neither a share nor a condition such as N>=1e9", where="holdout") from None
     if not 0 < fraction < 1:
         raise UsageError(f"holdout {share} must lie between 0 and 1", where="holdout")
     x = {n: table[n] for n in law.inputs}
@@ -246,20 +240,14 @@ def columns(law: Law, table: Table, *, least: int | None = None) -> tuple[dict[s
     """The law's inputs and output as float64 columns. Raises ``UsageError`` for what cannot be fitted."""
     for name in (*law.inputs, law.output):
         if name not in table:
-            raise unknown(
-                "column", name, table, more=f"The law needs {', '.join(law.inputs)} and {law.output}."
-            )
+            raise unknown("column", name, table, more=f"The law needs {', '.join(law.inputs)} and {law.output}.")
         bad = np.flatnonzero(~(np.isfinite(table[name]) & (table[name] > 0)))
         if len(bad):
-            raise UsageError(
-                f"{name} = {table[name][bad[0]]}: values must be positive", where=f"row {bad[0] + 1}"
-            )
+            raise UsageError(f"{name} = {table[name][bad[0]]}: values must be positive", where=f"row {bad[0] + 1}")
     y = np.asarray(table[law.output], dtype=float)
     needed = len(law.names) + 1 if least is None else least
     if len(y) < needed:
-        raise UsageError(
-            f"{len(y)} rows cannot determine {len(law.names)} parameters; at least {needed} are needed"
-        )
+        raise UsageError(f"{len(y)} rows cannot determine {len(law.names)} parameters; at least {needed} are needed")
     return {n: np.asarray(table[n], dtype=float) for n in law.inputs}, y
 
 
@@ -313,8 +301,7 @@ def plot(result: Fit, *, title: str = "", width: int = 480) -> str:
 
     def dots(observed: list[float], predicted: list[float], style: str) -> str:
         return "".join(
-            f'<circle cx="{at(o):.1f}" cy="{width - at(p):.1f}" r="3" {style}/>'
-            for o, p in zip(observed, predicted, strict=True)
+            f'<circle cx="{at(o):.1f}" cy="{width - at(p):.1f}" r="3" {style}/>' for o, p in zip(observed, predicted, strict=True)
         )
 
     ticks = "".join(

@@ -48,11 +48,14 @@ class Loop:
         self.dispatch = Dispatcher(session.listeners)
         self.after_step: list[Any] = [m.after_step for m in self.ctx.model.modules() if hasattr(m, "after_step")]
         self.guard = guards.NonFinite(self.ctx.run.train.on_nonfinite, self.ctx.run.train.max_skips)
-        self.last_eval: dict[str, float] = {}
+        logged = session.log.events()
+        self.ctx.metrics = {k: v for k, v in _newest(logged, "step").items() if k not in ("event", "step", "time")}
+        self.last_eval: dict[str, float] = {k: v for k, v in _newest(logged, "eval").items() if k.startswith("eval_")}
+        """Of this run's earlier starts too: one that is already at its end keeps its result."""
         self.finite = True
         self.started = time.monotonic()
         self.step_flops = 0.0
-        self.elapsed = next((e.get("elapsed", 0.0) for e in reversed(session.log.events()) if e["event"] == "step"), 0.0)
+        self.elapsed = self.ctx.metrics.get("elapsed", 0.0)
         """Seconds spent in training steps, evaluation and saving left out; goes on after a resume."""
 
     def run(self) -> Outcome:
@@ -120,7 +123,8 @@ class Loop:
         self.elapsed += seconds
         ctx.metrics = {
             **totals, "lr": lr, "tokens": ctx.clock.tokens, "units": batch.units,
-            "seconds": seconds, "elapsed": self.elapsed, "tokens_per_second": tokens / max(seconds, 1e-9), "memory": peak_memory(ctx.engine.device),
+            "seconds": seconds, "elapsed": self.elapsed, "tokens_per_second": tokens / max(seconds, 1e-9),
+            "memory": peak_memory(ctx.engine.device),
         }  # fmt: skip
         if updated:
             self.dispatch("on_step", ctx)
@@ -271,6 +275,10 @@ class Loop:
         return self.ctx.engine.any(time.monotonic() - self.started > seconds)
 
 
+def _newest(events: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    return next((e for e in reversed(events) if e["event"] == name), {})
+
+
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
 
@@ -285,5 +293,3 @@ def own_random_state() -> Iterator[None]:
         torch.set_rng_state(state[0])
         random.setstate(state[1])
         np.random.set_state(state[2])
-
-

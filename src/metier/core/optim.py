@@ -64,9 +64,7 @@ class Rule:
         """One step of a list of equal dtype, device and ``t``, in place. Override to fuse it."""
         if not self.matrices:
             return self.plain(params, grads, states, t, lr=lr, weight_decay=weight_decay)
-        same_shape = stacking.buckets(
-            range(len(params)), lambda i: params[i].shape, lambda i: params[i].numel()
-        )
+        same_shape = stacking.buckets(range(len(params)), lambda i: params[i].shape, lambda i: params[i].numel())
         for rows in same_shape:
             self._stacked(
                 [params[i] for i in rows],

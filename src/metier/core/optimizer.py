@@ -135,9 +135,7 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             rule = self.fallback_rule() if group["fallback"] else self.rule
             ready = [p for p in group["params"] if p.grad is not None]
-            keyed = stacking.buckets(
-                ready, lambda p: (self._steps(p), p.device, p.dtype), lambda p: p.numel()
-            )
+            keyed = stacking.buckets(ready, lambda p: (self._steps(p), p.device, p.dtype), lambda p: p.numel())
             for portion in keyed:
                 slots = [self._open(p, rule) for p in portion]
                 busy = [s for s in slots if s.value.numel()]
@@ -157,9 +155,7 @@ class Optimizer(torch.optim.Optimizer):
         grad = p.grad
         assert grad is not None
         if grad.layout != torch.strided:
-            raise UsageError(
-                f"the gradient of {self._name(p)} is sparse", hint="Use nn.Embedding(…, sparse=False)."
-            )
+            raise UsageError(f"the gradient of {self._name(p)} is sparse", hint="Use nn.Embedding(…, sparse=False).")
         whole = shards.is_sharded(p) and not rule.elementwise
         compute = _compute_dtype(p)
         value = shards.opened(p, whole=whole).to(compute)
@@ -193,9 +189,7 @@ class Optimizer(torch.optim.Optimizer):
         for n, (key, value) in enumerate(slot.state.items()):
             target = slot.stored[key]
             if value is not slot.opened[key] or (slot.whole and shards.is_sharded(target)):
-                shards.write(
-                    target, value, whole=slot.whole, noise=self._dither(value.device, slot.t, index, n)
-                )
+                shards.write(target, value, whole=slot.whole, noise=self._dither(value.device, slot.t, index, n))
 
     def _dither(self, device: torch.device, *where: int) -> torch.Generator | None:
         if self.state_dtype != torch.bfloat16:
@@ -238,9 +232,7 @@ class Optimizer(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         for i, p in zip(ids, params, strict=True):
             for key, value in state_dict["state"].get(i, {}).items():
-                self.state[p][key] = (
-                    value.detach().to(p.device, copy=True) if isinstance(value, Tensor) else value
-                )
+                self.state[p][key] = value.detach().to(p.device, copy=True) if isinstance(value, Tensor) else value
 
     def full_state_dict(self) -> dict[str, dict[str, Any]]:
         """``{parameter name: {"step": t, key: whole CPU tensor}}``. Every process must call it."""
@@ -256,9 +248,7 @@ class Optimizer(torch.optim.Optimizer):
         known = dict(self.named())
         for name in state:
             if str(name) not in known:
-                raise MetierError(
-                    f"the optimizer state holds {name!r}, which is not a parameter of this optimizer"
-                )
+                raise MetierError(f"the optimizer state holds {name!r}, which is not a parameter of this optimizer")
         self.drop_state(known.values())
         for name, values in state.items():
             p = known[str(name)]
@@ -267,9 +257,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state that this process holds."""
-        return sum(
-            shards.local_bytes(v) for s in self.state.values() for v in s.values() if isinstance(v, Tensor)
-        )
+        return sum(shards.local_bytes(v) for s in self.state.values() for v in s.values() if isinstance(v, Tensor))
 
     def drop_state(self, params: Iterable[Tensor]) -> None:
         """Forget the state of ``params``: their next step is their first."""

@@ -70,10 +70,12 @@ class Card:
 
     @property
     def kind(self) -> str:
+        """The part before the slash."""
         return self.id.split("/")[0]
 
     @property
     def name(self) -> str:
+        """The part behind the slash."""
         return self.id.split("/")[1]
 
 
@@ -129,10 +131,12 @@ class Listing:
 
     @property
     def kind(self) -> str:
+        """The part before the slash."""
         return self.id.split("/")[0]
 
     @property
     def name(self) -> str:
+        """The part behind the slash."""
         return self.id.split("/")[1]
 
 
@@ -294,7 +298,7 @@ def split_ref(ref: Any, where: str) -> tuple[str, dict[str, Any]]:
     if isinstance(ref, str):
         return ref, {}
     if isinstance(ref, Mapping) and len(ref) == 1:
-        (name, given), = ref.items()
+        ((name, given),) = ref.items()
         if given is None:
             return str(name), {}
         if isinstance(given, Mapping):

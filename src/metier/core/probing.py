@@ -43,9 +43,7 @@ class Probe:
     def score(self, layout: Layout, *, reads: type | None = None, needs: tuple[str, ...] = ()) -> Batch:
         """Scores of one layout without gradient, by default as the run's objective reads them."""
         with torch.no_grad(), self.engine.autocast():
-            return score(
-                self.model, layout.to(self.engine.device), reads or self.reads, needs=frozenset(needs)
-            )
+            return score(self.model, layout.to(self.engine.device), reads or self.reads, needs=frozenset(needs))
 
     def gradient(self, layout: Layout) -> dict[str, Tensor]:
         """Gradient of the mean loss per unit of one layout, by parameter name; nothing is left in
@@ -108,9 +106,7 @@ def probe_session(session: Any, *, on: str = "auto", batches: int | None = None)
     if on == "auto":
         on = "eval" if session.eval_layouts else "train"
     if on == "eval" and not session.eval_layouts:
-        raise UsageError(
-            "the run has no held-out data", hint="Give data.eval or data.eval_fraction, or probe --on train."
-        )
+        raise UsageError("the run has no held-out data", hint="Give data.eval or data.eval_fraction, or probe --on train.")
     found: list[Layout] = list(session.eval_layouts) if on == "eval" else []
     if on == "train":
         for step in session.loader:

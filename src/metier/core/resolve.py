@@ -128,7 +128,9 @@ def _check_together(r: Resolved, needs: frozenset[str]) -> None:
     lengths = [k for k in ("steps", "epochs", "tokens") if getattr(train, k) is not None]
     if len(lengths) != 1:
         said = f"{' and '.join(lengths)} are both given" if lengths else "nothing is given"
-        raise UsageError(f"say how long with one of train.steps, train.epochs, train.tokens ({said})", where=r.document.where(("train",)))
+        raise UsageError(
+            f"say how long with one of train.steps, train.epochs, train.tokens ({said})", where=r.document.where(("train",))
+        )
 
 
 def describe(r: Resolved) -> dict[str, Mapping[str, Any]]:

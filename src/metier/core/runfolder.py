@@ -35,20 +35,20 @@ def environment() -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is either the old one or the whole new one; numbers that are not finite become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as f:
-        json.dump(_finite(value), f, indent=1, ensure_ascii=False, allow_nan=False)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as f:
+        json.dump(finite(value), f, indent=1, ensure_ascii=False, allow_nan=False)
         f.flush()
         os.fsync(f.fileno())
+    _usual_permissions(Path(f.name))
     Path(f.name).replace(path)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same JSON-able value with ``None`` for every number that is not finite."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -58,6 +58,7 @@ def publish(target: Path, fill: Callable[[Path], None]) -> Path:
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
     try:
         fill(aside)
+        _usual_permissions(aside)
         if target.exists():
             old = aside.with_name(aside.name + "-old")
             target.replace(old)
@@ -69,6 +70,14 @@ def publish(target: Path, fill: Callable[[Path], None]) -> Path:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return target
+
+
+def _usual_permissions(path: Path) -> None:
+    """Temporary files and folders are private; a result is as readable as any new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for each in (path, *path.rglob("*")):
+        each.chmod((0o777 if each.is_dir() else 0o666) & ~mask)
 
 
 def command_line() -> list[str]:

@@ -30,9 +30,7 @@ class Schedule:
 
     def __init__(self, built: Built | Callable[[Clock], float], *, warmup: float = 0.0) -> None:
         if warmup < 0 or (warmup >= 1 and warmup != int(warmup)):
-            raise UsageError(
-                f"warmup = {warmup}: give a fraction of the run below 1, or a whole number of steps"
-            )
+            raise UsageError(f"warmup = {warmup}: give a fraction of the run below 1, or a whole number of steps")
         self.function: Any = built.obj if isinstance(built, Built) else built
         self.name = built.id if isinstance(built, Built) else getattr(built, "__name__", "schedule")
         self.warmup = warmup

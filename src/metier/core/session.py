@@ -1,6 +1,7 @@
 """A run assembled: model, adapter, data, optimizer, listeners and folder, ready for the loop."""
 
 import contextlib
+import json
 import math
 import tempfile
 import time
@@ -77,6 +78,7 @@ class Session:
 
         ctx = self.context
         resumed = checkpoint.resume(self)
+        before = 0.0 if resumed is None else _seconds_before(ctx.folder)
         self.log.start(resumed or 0, ctx.clock.steps)
         if resumed is not None:
             ctx.emit({"event": "notice", "step": resumed, "text": f"continuing after step {resumed} of {ctx.clock.steps}"})
@@ -87,11 +89,12 @@ class Session:
         outcome = loop.run()
         if outcome.status != "interrupted" and keep_weights:
             self.publish_result()
-        seconds = self.record.get("seconds", 0.0) + time.monotonic() - began
+        seconds = before + time.monotonic() - began
         self.write_record(status=outcome.status, step=outcome.step, metrics=outcome.metrics, seconds=seconds)
         return Result(
             ctx.folder, outcome.status, outcome.step, outcome.metrics, self.log.events(), outcome.signal,
-            flops=loop.step_flops * ctx.clock.steps, peak_bytes=engines.peak_memory(ctx.engine.device), state_bytes=ctx.optimizer.state_bytes(),  # type: ignore[attr-defined]
+            flops=loop.step_flops * ctx.clock.steps, peak_bytes=engines.peak_memory(ctx.engine.device),
+            state_bytes=ctx.optimizer.state_bytes(),  # type: ignore[attr-defined]
             params=sum(p.numel() for n, p in self.saved_tensors() if p.requires_grad), main=ctx.engine.main,
         )  # fmt: skip
 
@@ -156,9 +159,7 @@ def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: 
     run = resolved.run
     data = open_data(resolved, engine, notice=lambda text: journal.emit({"event": "notice", "text": text}))
     _check_some_loss(data, run)
-    bundle = models.load(
-        run.model, task=data.task, num_labels=data.num_labels, dtype=_dtype(run.dtype), seed=run.train.seed
-    )
+    bundle = models.load(run.model, task=data.task, num_labels=data.num_labels, dtype=_dtype(run.dtype), seed=run.train.seed)
     bundle.model.to(engine.device)
     bundle, attached = _transform(resolved, bundle)
     loader, eval_layouts = data.encode(bundle)
@@ -275,6 +276,14 @@ def _record(session: Session, data: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _seconds_before(folder: Path) -> float:
+    """Seconds of a run's earlier starts."""
+    try:
+        return float(json.loads((folder / "run.json").read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
 def _clear(folder: Path) -> None:
     import shutil
 
@@ -282,5 +291,3 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("metrics.jsonl", "run.json"):
         (folder / name).unlink(missing_ok=True)
-
-

@@ -39,9 +39,7 @@ def pieces_like(p: Any, value: Tensor) -> Tensor:
         return value
     from torch.distributed.tensor import DTensor
 
-    return DTensor.from_local(
-        value, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
-    )
+    return DTensor.from_local(value, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
 
 
 def gradient_like(p: Any, grad: Any) -> Tensor:

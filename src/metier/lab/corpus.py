@@ -19,7 +19,18 @@ from metier.core.errors import unknown
 
 SOURCE_BYTES = 2_000_000
 """Sources used, in the order of their paths: enough for the lab, small enough to tokenise in seconds."""
-LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "pydoc_data", "encodings", "turtledemo"}
+LEFT_OUT = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "__pycache__",
+    "pydoc_data",
+    "encodings",
+    "turtledemo",
+}
 
 
 @cache

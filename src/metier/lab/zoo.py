@@ -10,15 +10,69 @@ from metier.core.errors import unknown
 POSITIONS = 1024
 _LLAMA = "LlamaConfig"
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama-50k": (_LLAMA, {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}),
-    "llama-300k": (_LLAMA, {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}),
-    "llama-1m": (_LLAMA, {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}),
-    "llama-6m": (_LLAMA, {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 4}),
-    "qwen2-1m": ("Qwen2Config", {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}),
-    "gemma-1m": ("GemmaConfig", {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32}),
-    "gpt2-1m": ("GPT2Config", {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": POSITIONS, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}),
+    "llama-50k": (
+        _LLAMA,
+        {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
+    ),
+    "llama-300k": (
+        _LLAMA,
+        {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
+    ),
+    "llama-1m": (
+        _LLAMA,
+        {
+            "hidden_size": 128,
+            "intermediate_size": 344,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+    ),
+    "llama-6m": (
+        _LLAMA,
+        {
+            "hidden_size": 256,
+            "intermediate_size": 688,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+        },
+    ),
+    "qwen2-1m": (
+        "Qwen2Config",
+        {
+            "hidden_size": 128,
+            "intermediate_size": 344,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+    ),
+    "gemma-1m": (
+        "GemmaConfig",
+        {
+            "hidden_size": 128,
+            "intermediate_size": 344,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+        },
+    ),
+    "gpt2-1m": (
+        "GPT2Config",
+        {
+            "n_embd": 128,
+            "n_layer": 4,
+            "n_head": 4,
+            "n_positions": POSITIONS,
+            "attn_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+        },
+    ),
     "bert-1m": ("BertConfig", {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4, "num_attention_heads": 4}),
-}  # fmt: skip
+}
 
 
 def names() -> list[str]:
@@ -42,9 +96,12 @@ def config(name: str) -> Any:
     kind, sizes = SIZES[name.removeprefix("lab/")]
     tokenizer = lab_tokenizer()
     common = {
-        "vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id, "use_cache": False,
-    }  # fmt: skip
+        "vocab_size": VOCABULARY,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "use_cache": False,
+    }
     if kind != "GPT2Config":
         common["max_position_embeddings"] = POSITIONS
     if kind == _LLAMA:

@@ -23,9 +23,7 @@ def sample(id: str, **given: Any) -> Built:
     try:
         return part.build(kind, {name: {**made, **example, **given}})
     except part.UsageError as e:
-        raise AssertionError(
-            f"{id}: give it an attribute `example` with options that the suites can use ({e})"
-        ) from e
+        raise AssertionError(f"{id}: give it an attribute `example` with options that the suites can use ({e})") from e
 
 
 def value_of(option: Option) -> Any:

@@ -114,9 +114,7 @@ def tiny(*listeners: Any, model: Any = None, steps: int = 8) -> Tiny:
     optimizer = torch.optim.SGD(bundle.model.parameters(), lr=0.1)
     folder = Path(tempfile.gettempdir())
     return Tiny(
-        Context(
-            run, bundle, engine, optimizer, module, folder, Clock(0, steps, 0, 40.0), lambda e: None, dict
-        ),
+        Context(run, bundle, engine, optimizer, module, folder, Clock(0, steps, 0, 40.0), lambda e: None, dict),
         list(listeners),
     )
 

@@ -46,9 +46,7 @@ def _attach(id: str, name: str) -> bool:
         raise RuntimeError("leaving by an error")
     assert _hooks(model) == hooks, f"{id} on {name}: hooks are left behind"
     assert same(weights(model), state), f"{id} on {name}: the weights changed"
-    assert torch.equal(_logits(model, ids), before), (
-        f"{id} on {name}: detached, the model answers differently"
-    )
+    assert torch.equal(_logits(model, ids), before), f"{id} on {name}: detached, the model answers differently"
     assert not any(m.training for m in model.modules()), f"{id} on {name}: modules are left in training mode"
     return True
 

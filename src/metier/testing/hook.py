@@ -21,9 +21,7 @@ def check(id: str) -> list[str]:
     """Run the suite on the hook ``id``. Returns the names of the checks; raises ``AssertionError``."""
     hook = sample(id).obj
     assert any(callable(getattr(hook, e, None)) for e in EVENTS), f"{id} listens to no event"
-    assert hasattr(hook, "state_dict") == hasattr(hook, "load_state_dict"), (
-        f"{id} saves state without loading it, or the reverse"
-    )
+    assert hasattr(hook, "state_dict") == hasattr(hook, "load_state_dict"), f"{id} saves state without loading it, or the reverse"
     whole = _trained(id)
     _repeatable(id, whole)
     _resumes(id, whole)
@@ -81,9 +79,7 @@ def _resumes(id: str, whole: dict[str, Tensor]) -> None:
         second.step()
     for _ in range(STEPS - STEPS // 2):
         first.step()
-    assert same(weights(second.context.model), whole), (
-        f"{id}: a resumed run ends elsewhere; something is missing in state_dict"
-    )
+    assert same(weights(second.context.model), whole), f"{id}: a resumed run ends elsewhere; something is missing in state_dict"
     if state is not None:
         assert _equal(new.state_dict(), old.state_dict()), f"{id}: the state of a resumed run differs"
 
@@ -100,9 +96,7 @@ def _copied(value: Any, id: str) -> Any:
     try:
         return json.loads(json.dumps(value))
     except TypeError:
-        raise AssertionError(
-            f"{id}: {type(value).__name__} in the state is neither a tensor nor JSON"
-        ) from None
+        raise AssertionError(f"{id}: {type(value).__name__} in the state is neither a tensor nor JSON") from None
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -128,9 +122,7 @@ def _evaluation_leaves_no_trace(id: str, whole: dict[str, Tensor]) -> None:
 def _evaluation_is_deterministic(id: str) -> None:
     run = _started(id)
     run.step()
-    assert run.evaluate() == run.evaluate(), (
-        f"{id}: two evaluations in a row differ (is it active in eval mode?)"
-    )
+    assert run.evaluate() == run.evaluate(), f"{id}: two evaluations in a row differ (is it active in eval mode?)"
 
 
 def _ends_finite(id: str) -> None:

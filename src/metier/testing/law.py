@@ -20,9 +20,7 @@ def check(id: str) -> list[str]:
     _starts(id, law, x, y)
     fitted = laws.fit(law, {**x, law.output: y}, bootstrap=0)
     refit = law.predict(fitted.theta, x)
-    assert np.allclose(refit, y, rtol=1e-3), (
-        f"{id}: a table made by the law itself is not fitted: {fitted.values}"
-    )
+    assert np.allclose(refit, y, rtol=1e-3), f"{id}: a table made by the law itself is not fitted: {fitted.values}"
     return ["declarations", "prediction", "starts", "fits its own table"]
 
 
@@ -68,9 +66,5 @@ def _starts(id: str, law: Any, x: dict[str, np.ndarray], y: np.ndarray) -> None:
     begun = law.start(x, y)
     assert len(begun), f"{id} offers no start"
     for theta in begun:
-        assert len(theta) == len(law.names), (
-            f"{id}: a start has {len(theta)} values for {len(law.names)} parameters"
-        )
-        assert np.isfinite(law.predict(np.asarray(theta, dtype=float), x)).all(), (
-            f"{id}: not finite at the start {theta}"
-        )
+        assert len(theta) == len(law.names), f"{id}: a start has {len(theta)} values for {len(law.names)} parameters"
+        assert np.isfinite(law.predict(np.asarray(theta, dtype=float), x)).all(), f"{id}: not finite at the start {theta}"

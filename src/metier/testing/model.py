@@ -71,9 +71,7 @@ def _rebuilt(id: str, name: str, label: str, model: Any, ids: Tensor) -> None:
     torch.manual_seed(2)
     other = sample(id).obj(models.load(name, seed=5).model).eval()
     other.load_state_dict(model.state_dict(), strict=True)
-    assert torch.equal(_logits(other, ids), logits), (
-        f"{label}: rebuilt and loaded, it answers differently; state is missing"
-    )
+    assert torch.equal(_logits(other, ids), logits), f"{label}: rebuilt and loaded, it answers differently; state is missing"
     with torch.no_grad():
         for p in model.parameters():
             p.sub_(0.01)
@@ -91,9 +89,7 @@ def _cache(label: str, model: Any, ids: Tensor) -> None:
         first = cached(model, ids[:, :5])
         second = cached(model, ids[:, 5:], first.past_key_values)
     whole = _logits(model, ids)
-    assert torch.allclose(second.logits, whole[:, 5:], atol=1e-4), (
-        f"{label}: with a key-value cache the logits differ"
-    )
+    assert torch.allclose(second.logits, whole[:, 5:], atol=1e-4), f"{label}: with a key-value cache the logits differ"
 
 
 def _step(label: str, model: Any) -> None:

@@ -64,11 +64,7 @@ class Case:
     def run(self, batch: Any, *, noise: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of a batch, the same at every call. ``noise``: let ``embed`` change the scores."""
         torch.manual_seed(1)
-        result = (
-            self.obj(batch)
-            if isinstance(self.obj, partial)
-            else self.obj(_forward(batch, noise), _rows(batch))
-        )
+        result = self.obj(batch) if isinstance(self.obj, partial) else self.obj(_forward(batch, noise), _rows(batch))
         return result if isinstance(result, tuple) else (result, {})
 
 
@@ -116,9 +112,7 @@ def _lists(needs: frozenset[str]) -> Lists:
     present = torch.tensor([[True] * K, [True] * K, [True, True, False], [True] * K])
     ref = _logps(B, K, scale=9.0) * present if "reference" in needs else None
     length = torch.randint(2, 7, (B, K)).double() * present
-    return Lists(
-        _logps(B, K, scale=9.0) * present, length, torch.randn(B, K, dtype=torch.float64), present, ref
-    )
+    return Lists(_logps(B, K, scale=9.0) * present, length, torch.randn(B, K, dtype=torch.float64), present, ref)
 
 
 def _rollouts(needs: frozenset[str]) -> Rollouts:
@@ -201,9 +195,7 @@ def _rows(batch: Any) -> Any:
 
 
 def _shape(id: str, case: Case, loss: Tensor, metrics: dict[str, Tensor]) -> None:
-    assert loss.shape == (case.units,), (
-        f"{id}: loss has shape {tuple(loss.shape)}, expected [{case.units}] (one per unit)"
-    )
+    assert loss.shape == (case.units,), f"{id}: loss has shape {tuple(loss.shape)}, expected [{case.units}] (one per unit)"
     assert loss.dtype == torch.float64, f"{id}: float64 scores gave a {loss.dtype} loss"
     for name, value in metrics.items():
         assert value.shape in ((), (case.units,)), f"{id}: metric {name} has shape {tuple(value.shape)}"
@@ -219,9 +211,7 @@ def _gradient(id: str, case: Case) -> str:
         return case.run(_with(batch, dict(zip(names, leaves, strict=True))))[0]
 
     grads = torch.autograd.grad(loss(*values).sum(), values, allow_unused=True)
-    assert any(g is not None and g.abs().max() > 0 for g in grads), (
-        f"{id}: no gradient reaches the policy's scores"
-    )
+    assert any(g is not None and g.abs().max() > 0 for g in grads), f"{id}: no gradient reaches the policy's scores"
     assert all(g is None or torch.isfinite(g).all() for g in grads), f"{id}: the gradient is not finite"
     source = _source(part.load(id))
     if "detach" in source or "no_grad" in source:
@@ -247,22 +237,16 @@ def _finite_at_extremes(id: str, case: Case) -> None:
             values = {n: getattr(batch, n).clone().requires_grad_() for n in _leaves(batch)}
             loss, metrics = case.run(_with(batch, values))
             loss.sum().backward()
-            assert torch.isfinite(loss).all(), (
-                f"{id}: loss {loss.tolist()} at scores of size {size:g} in {kind}"
-            )
+            assert torch.isfinite(loss).all(), f"{id}: loss {loss.tolist()} at scores of size {size:g} in {kind}"
             for name, v in values.items():
-                assert v.grad is None or torch.isfinite(v.grad).all(), (
-                    f"{id}: gradient of {name} at size {size:g} in {kind}"
-                )
+                assert v.grad is None or torch.isfinite(v.grad).all(), f"{id}: gradient of {name} at size {size:g} in {kind}"
             for name, m in metrics.items():
                 assert torch.isfinite(m).all(), f"{id}: metric {name} at scores of size {size:g} in {kind}"
 
 
 def _cast(batch: Any, kind: torch.dtype) -> Any:
     floats = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return replace(
-        batch, **{n: v.to(kind) for n, v in floats.items() if v is not None and v.is_floating_point()}
-    )
+    return replace(batch, **{n: v.to(kind) for n, v in floats.items() if v is not None and v.is_floating_point()})
 
 
 def _permutation(id: str, case: Case) -> None:
@@ -276,9 +260,7 @@ def _permutation(id: str, case: Case) -> None:
     }
     plain, _ = case.run(batch, noise=False)
     permuted, _ = case.run(replace(batch, **moved), noise=False)
-    assert torch.allclose(plain[order], permuted, atol=1e-9), (
-        f"{id}: the loss depends on the order of the batch"
-    )
+    assert torch.allclose(plain[order], permuted, atol=1e-9), f"{id}: the loss depends on the order of the batch"
 
 
 def _inputs_unchanged(id: str, case: Case) -> None:

@@ -196,24 +196,17 @@ def _groups(id: str, rule: Rule) -> None:
     if hasattr(rule, "step"):
         return
     lr = default_lr(rule)
-    two = [
-        {"params": [nn.Parameter(torch.ones(4, 6))], "lr": x, "weight_decay": w}
-        for x, w in ((lr, 0.0), (0.0, 0.5))
-    ]
+    two = [{"params": [nn.Parameter(torch.ones(4, 6))], "lr": x, "weight_decay": w} for x, w in ((lr, 0.0), (0.0, 0.5))]
     optimizer = Optimizer(two, rule, lr=1.0)
     for group in optimizer.param_groups:
         group["params"][0].grad = torch.ones(4, 6)
     optimizer.step()
-    assert not torch.equal(optimizer.param_groups[0]["params"][0], torch.ones(4, 6)), (
-        "lr of a group has no effect"
-    )
+    assert not torch.equal(optimizer.param_groups[0]["params"][0], torch.ones(4, 6)), "lr of a group has no effect"
     assert torch.equal(optimizer.param_groups[1]["params"][0], torch.ones(4, 6)), "a group with lr 0 moves"
     model = nn.Sequential(nn.Embedding(7, 6), nn.Linear(6, 6), nn.LayerNorm(6))
     built = part.build(*id.split("/"))
     optimizer = build(model, built, weight_decay=0.1)
-    assert {id_ for g in optimizer.param_groups for id_ in g["param_names"]} == {
-        n for n, _ in model.named_parameters()
-    }
+    assert {id_ for g in optimizer.param_groups for id_ in g["param_names"]} == {n for n, _ in model.named_parameters()}
     assert all(g["initial_lr"] == g["lr"] for g in optimizer.param_groups)
 
 
@@ -253,12 +246,8 @@ def _state(id: str, rule: Rule) -> None:
     optimizer = _optimizer(rule, params)
     _train(optimizer, params, 1)
     values = [v for s in optimizer.state_dict()["state"].values() for v in s.values()]
-    assert all(isinstance(v, Tensor | int | float) for v in values), (
-        "state holds more than tensors and numbers"
-    )
-    assert optimizer.state_bytes() == sum(
-        v.numel() * v.element_size() for v in values if isinstance(v, Tensor)
-    )
+    assert all(isinstance(v, Tensor | int | float) for v in values), "state holds more than tensors and numbers"
+    assert optimizer.state_bytes() == sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
     halved = _params()
     small = _optimizer(rule, halved, state_dtype="bf16")
     _train(small, halved, 1)

@@ -44,6 +44,4 @@ def _measure(id: str, probe: Probe) -> Any:
 
 
 def _hooks(model: Any) -> int:
-    return sum(
-        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()
-    )
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())

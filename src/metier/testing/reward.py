@@ -15,17 +15,13 @@ def check(id: str) -> list[str]:
     """Run the suite on the reward ``id``. Returns the names of the checks; raises ``AssertionError``."""
     reward = sample(id).obj
     found: Tensor = reward(PROMPTS, COMPLETIONS, ANSWERS)
-    assert found.shape == (2, 3), (
-        f"{id}: rewards of 2 prompts with 3 completions have shape {tuple(found.shape)}"
-    )
+    assert found.shape == (2, 3), f"{id}: rewards of 2 prompts with 3 completions have shape {tuple(found.shape)}"
     assert found.is_floating_point(), f"{id}: rewards are {found.dtype}"
     assert torch.isfinite(found).all(), f"{id}: rewards are not finite: {found.tolist()}"
     assert not found.requires_grad, f"{id}: rewards carry a gradient"
     assert torch.equal(reward(PROMPTS, COMPLETIONS, ANSWERS), found), f"{id}: a second call differs"
     swapped = reward(PROMPTS[::-1], [c[::-1] for c in COMPLETIONS[::-1]], ANSWERS[::-1])
-    assert torch.allclose(swapped, found.flip(0, 1)), (
-        f"{id}: a reward depends on the other prompts or on the order"
-    )
+    assert torch.allclose(swapped, found.flip(0, 1)), f"{id}: a reward depends on the other prompts or on the order"
     alone = reward(PROMPTS[:1], COMPLETIONS[:1], ANSWERS[:1])
     assert torch.allclose(alone, found[:1]), f"{id}: a reward depends on the other prompts or on the order"
     assert reward(PROMPTS[:1], [["5"]], ANSWERS[:1]).shape == (1, 1), f"{id}: one prompt, one completion"

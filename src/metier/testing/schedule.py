@@ -57,9 +57,7 @@ def _resumes(id: str, built: Any) -> None:
     whole = _curve(Schedule(built, warmup=0.1), 97)
     for step in (0, 1, 9, 10, 50, 96):
         fresh = part.build(*id.split("/"))
-        assert _curve(Schedule(fresh, warmup=0.1), 97, step) == whole[step:], (
-            f"{id} depends on where it was started"
-        )
+        assert _curve(Schedule(fresh, warmup=0.1), 97, step) == whole[step:], f"{id} depends on where it was started"
 
 
 def _joins_warmup(id: str, built: Any) -> None:

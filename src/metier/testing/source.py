@@ -44,9 +44,7 @@ def _run(
 ) -> list[Any]:  # fmt: skip
     given: list[Any] = []
     rng = np.random.default_rng([seed, epoch])
-    stream = sample(id).obj.stream(
-        inputs, epoch=epoch, rng=rng, progress=lambda: min(progress(len(given)), 1.0)
-    )
+    stream = sample(id).obj.stream(inputs, epoch=epoch, rng=rng, progress=lambda: min(progress(len(given)), 1.0))
     for example in islice(stream, MOST):
         given.append(example)
     return given
@@ -72,9 +70,7 @@ def _resumable(id: str, inputs: Mapping[str, Sequence[Any]], whole: list[Any]) -
     """
     for skipped in (1, len(whole) // 2):
         again = _run(id, inputs, progress=lambda n, k=skipped: 0.99 if n < k else n / 20)
-        assert again[skipped:] == whole[skipped:], (
-            f"{id}: after skipping {skipped} examples the stream continues differently"
-        )
+        assert again[skipped:] == whole[skipped:], f"{id}: after skipping {skipped} examples the stream continues differently"
 
 
 def _nothing_invented(id: str, inputs: Mapping[str, Sequence[Any]], whole: list[Any]) -> None:
@@ -95,9 +91,7 @@ def _meta(i: int) -> dict[str, Any]:
 
 MAKERS: dict[str, Callable[[str, int], Any]] = {
     "text": lambda id, i: formats.Text(text=f"text {i} of {id}", id=id, meta=_meta(i)),
-    "completion": lambda id, i: formats.Completion(
-        prompt=f"ask {id}", completion=f"answer {i}", id=id, meta=_meta(i)
-    ),
+    "completion": lambda id, i: formats.Completion(prompt=f"ask {id}", completion=f"answer {i}", id=id, meta=_meta(i)),
     "preference": lambda id, i: formats.Preference(
         prompt=f"ask {id}", chosen=f"good {i}", rejected=f"bad {i}", id=id, meta=_meta(i), margin=None
     ),

@@ -104,9 +104,7 @@ def test_averages_are_float32_for_bfloat16_weights():
     run.dispatch("on_step", run.context)
     name = "model.norm.weight"
     # bfloat16 would round 1 + 0.0005 to 1.
-    torch.testing.assert_close(
-        hook.average[name] - before[name], torch.full_like(before[name], 0.0005), rtol=0.01, atol=0
-    )
+    torch.testing.assert_close(hook.average[name] - before[name], torch.full_like(before[name], 0.0005), rtol=0.01, atol=0)
 
 
 def test_frozen_weights_are_not_averaged_and_later_freezing_does_not_matter():

@@ -37,9 +37,7 @@ def test_llama_with_it_is_qwen3():
     torch.manual_seed(0)
     qwen = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes))
     llama = apply(
-        transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(**sizes, rope_theta=qwen.config.rope_parameters["rope_theta"])
-        )
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, rope_theta=qwen.config.rope_parameters["rope_theta"]))
     )
     with torch.no_grad():
         for p in qwen.parameters():
@@ -85,9 +83,7 @@ def test_projections_against_numpy(name, over, norm):
             pieces = np.split(raw, 3, axis=-1) if part_name == "c_attn" else [raw]
             size = head if over == "head" else pieces[0].shape[-1]
             expected = [piece if i == 2 else normed(piece, size, norm, 1.5) for i, piece in enumerate(pieces)]
-            np.testing.assert_allclose(
-                got, np.concatenate(expected, -1), rtol=2e-4, atol=2e-5, err_msg=f"{path}.{part_name}"
-            )
+            np.testing.assert_allclose(got, np.concatenate(expected, -1), rtol=2e-4, atol=2e-5, err_msg=f"{path}.{part_name}")
 
 
 def normed(x, size, norm, gain):

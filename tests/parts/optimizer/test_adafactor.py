@@ -68,9 +68,7 @@ def test_as_transformers(course, scale):
 def test_relative_step_as_transformers(course):
     from transformers.optimization import Adafactor
 
-    got = course.run(
-        "adafactor", lr=1.0, weight_decay=0.0, beta1=0.0, scale_parameter=True, relative_step=True
-    )
+    got = course.run("adafactor", lr=1.0, weight_decay=0.0, beta1=0.0, scale_parameter=True, relative_step=True)
     np.testing.assert_allclose(got, course.follow(lambda p: Adafactor([p])), rtol=1e-9, atol=1e-12)
 
 

@@ -49,9 +49,7 @@ def test_as_torch(make_course, shape, scale, theirs):
     """torch iterates in bfloat16, so both do here; entries agree to its rounding."""
     course = make_course(shape)
     got = course.run("muon", scale=scale, precision="bf16", dtype=torch.float32)
-    wanted = course.follow(
-        lambda p: torch.optim.Muon([p], lr=0.03, weight_decay=0.1, adjust_lr_fn=theirs), torch.float32
-    )
+    wanted = course.follow(lambda p: torch.optim.Muon([p], lr=0.03, weight_decay=0.1, adjust_lr_fn=theirs), torch.float32)
     size = np.abs(wanted[-1] - course.start).mean()
     assert np.abs(got - wanted).max() < 0.1 * size
     assert np.abs(got - wanted).mean() < 0.01 * size

@@ -30,6 +30,4 @@ def test_a_thousand_times_the_loss_is_a_thousand_times_the_update(matrix):
     scaled = type(matrix)((4, 6))
     scaled.grads = [1000 * g for g in scaled.grads]
     moved = matrix.run("sgd-momentum", weight_decay=0.0) - matrix.start
-    np.testing.assert_allclose(
-        scaled.run("sgd-momentum", weight_decay=0.0) - matrix.start, 1000 * moved, rtol=1e-6
-    )
+    np.testing.assert_allclose(scaled.run("sgd-momentum", weight_decay=0.0) - matrix.start, 1000 * moved, rtol=1e-6)

@@ -44,9 +44,7 @@ def test_tokens_against_numpy():
     scored = [probe.score(x, reads=Tokens, needs=("logits",)) for x in probe.layouts]
     logits = torch.cat([s.logits for s in scored]).double().numpy()
     truth = torch.cat([s.targets for s in scored]).numpy()
-    assert [found[k] for k in ("ece", "accuracy", "confidence", "nll")] == pytest.approx(
-        reference(logits, truth, 10), rel=1e-9
-    )
+    assert [found[k] for k in ("ece", "accuracy", "confidence", "nll")] == pytest.approx(reference(logits, truth, 10), rel=1e-9)
     assert found["gap"] == pytest.approx(found["confidence"] - found["accuracy"])
     assert found["unit"] == "token"
     assert found["count"] == sum(len(x.target) for x in probe.layouts)

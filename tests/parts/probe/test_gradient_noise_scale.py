@@ -43,9 +43,7 @@ def probe(gradients, small):
         replace(layout([[1, 2]] * small), ids=tuple(str(i) for i in range(at, at + small)))
         for at in range(0, len(gradients) - small + 1, small)
     ]
-    return Probe(
-        Bundle(model, None, "m", "m", ""), model, Tokens, made, Engine(torch.device("cpu"), "fp32", "ddp")
-    )
+    return Probe(Bundle(model, None, "m", "m", ""), model, Tokens, made, Engine(torch.device("cpu"), "fp32", "ddp"))
 
 
 def measure(*args):

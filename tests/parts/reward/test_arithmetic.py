@@ -68,9 +68,7 @@ def test_hostile_text_is_fast():
     import time
 
     began = time.monotonic()
-    got = reward()(
-        ["q"], [["1," * 20000, "1 " * 20000 + "/", "\\boxed{" * 5000, "-" * 50000, "9" * 5000]], ["1"]
-    )
+    got = reward()(["q"], [["1," * 20000, "1 " * 20000 + "/", "\\boxed{" * 5000, "-" * 50000, "9" * 5000]], ["1"])
     assert time.monotonic() - began < 2
     assert torch.isfinite(got).all()
 

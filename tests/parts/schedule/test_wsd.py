@@ -31,14 +31,10 @@ def test_formula(shape, final):
     np.testing.assert_allclose(got[70:], final + (1 - final) * SHAPES[shape](y), atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("shape", "theirs"), [("linear", "linear"), ("sqrt", "1-sqrt"), ("cosine", "cosine")]
-)
+@pytest.mark.parametrize(("shape", "theirs"), [("linear", "linear"), ("sqrt", "1-sqrt"), ("cosine", "cosine")])
 def test_as_transformers_after_warmup(shape, theirs):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    f = get_wsd_schedule(
-        optimizer, num_warmup_steps=10, num_stable_steps=60, num_decay_steps=30, decay_type=theirs
-    ).lr_lambdas[0]
+    f = get_wsd_schedule(optimizer, num_warmup_steps=10, num_stable_steps=60, num_decay_steps=30, decay_type=theirs).lr_lambdas[0]
     got = curve(100, warmup=10, decay=30 / 90, shape=shape)
     np.testing.assert_allclose(got[10:], [f(s) for s in range(10, 101)], atol=1e-12)
 

@@ -13,10 +13,7 @@ from metier.core.errors import UsageError
 from metier.testing import check_part
 
 DOCS = {
-    "web": [
-        Text(text=f"document {i}", id=f"web:{i}", meta={"url": f"https://en.wiki{i}.org/x?y", "n": i})
-        for i in range(20)
-    ]
+    "web": [Text(text=f"document {i}", id=f"web:{i}", meta={"url": f"https://en.wiki{i}.org/x?y", "n": i}) for i in range(20)]
 }
 
 
@@ -34,9 +31,7 @@ def test_contract():
 
 def test_a_document_goes_behind_its_metadata():
     got = built(show="domain").condition(DOCS["web"][3])
-    assert got == Text(
-        "document 3", "URL: en.wiki3.org\n\n", id="web:3", meta={"url": "https://en.wiki3.org/x?y", "n": 3}
-    )
+    assert got == Text("document 3", "URL: en.wiki3.org\n\n", id="web:3", meta={"url": "https://en.wiki3.org/x?y", "n": 3})
 
 
 def test_nine_tenths_then_nothing():
@@ -94,7 +89,5 @@ def test_tokens_of_the_metadata_carry_no_loss():
     plain = DOCS["web"][0]
     encode = Encoder(tokenizer, max_length=100, truncate="error", on_empty="error")
     first, second = (encode(e) for e in (built().condition(plain), plain))
-    assert tokenizer.decode(first.prompt[first.prompt_loss]) == tokenizer.decode(
-        second.prompt[second.prompt_loss]
-    )
+    assert tokenizer.decode(first.prompt[first.prompt_loss]) == tokenizer.decode(second.prompt[second.prompt_loss])
     assert tokenizer.decode(first.prompt).startswith("URL: https://en.wiki0.org/x?y\n\n")

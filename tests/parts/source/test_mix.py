@@ -52,15 +52,11 @@ def test_exact_keeps_every_prefix_in_proportion():
 
 
 def test_exact_by_hand():
-    assert names(drawn({"weights": {"a": 2, "b": 1}, "stop": "first_exhausted"}, inputs(a=4, b=9))) == list(
-        "abaaba"
-    )
+    assert names(drawn({"weights": {"a": 2, "b": 1}, "stop": "first_exhausted"}, inputs(a=4, b=9))) == list("abaaba")
 
 
 def test_sampled_proportions_are_within_the_binomial_error():
-    got = Counter(
-        names(drawn({"weights": {"a": 0.8, "b": 0.2}, "choice": "sampled"}, inputs(a=3000, b=700), most=3000))
-    )
+    got = Counter(names(drawn({"weights": {"a": 0.8, "b": 0.2}, "choice": "sampled"}, inputs(a=3000, b=700), most=3000)))
     assert abs(got["a"] - 2400) < 4 * (3000 * 0.8 * 0.2) ** 0.5
 
 
@@ -87,10 +83,7 @@ def test_default_is_one_pass_over_everything():
 
 
 def test_an_inputs_own_order_does_not_depend_on_the_weights():
-    order = [
-        [e.id for e in drawn({"weights": {"a": 1, "b": w}}, inputs(a=30, b=30)) if e.id[0] == "b"][:10]
-        for w in (1, 3)
-    ]
+    order = [[e.id for e in drawn({"weights": {"a": 1, "b": w}}, inputs(a=30, b=30)) if e.id[0] == "b"][:10] for w in (1, 3)]
     assert order[0] == order[1]
 
 

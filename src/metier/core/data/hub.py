@@ -1,16 +1,12 @@
 """Rows from the hub, read through ``datasets``; never runs code that comes with a data set."""
 
 import contextlib
-import os
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 from metier.core.errors import UsageError, unknown
+from metier.core.network import reachable
 
-SECONDS = 4
 LOCAL = "Use a local file: data.train=rows.jsonl (one JSON object per line), a .csv, a .parquet or a folder."
 
 
@@ -40,22 +36,6 @@ def _load(where: str, split: str | None) -> Any:
     if wanted not in splits:
         raise unknown("split", split or "(none given)", splits, where=where)
     return found[wanted]
-
-
-def reachable() -> bool:
-    """Whether the hub answers at all, asked once and briefly: the client itself retries for half a minute."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
-    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=SECONDS).close()
-    except urllib.error.HTTPError:
-        return True
-    except urllib.error.URLError as e:
-        return isinstance(e.reason, ssl.SSLError)  # the client may know certificates that we do not
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -51,9 +51,7 @@ class EMA:
         """Move the average towards the new weights."""
         if ctx.clock.step % self.every:
             return
-        decay = (
-            min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.start == "ramp" else self.decay
-        )
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.start == "ramp" else self.decay
         weights = self._weights(ctx)
         for name, a in self.average.items():
             a.lerp_(weights[name].float(), 1 - decay)

@@ -49,10 +49,7 @@ class NEFTune:
             return output
         which = next((i for i, known in enumerate(ctx.layouts) if known is layout), -1)
         # A stream of its own per micro-batch: dropout draws the same with and without this hook.
-        noise = (
-            torch.rand(output.shape, generator=ctx.generator(f"neftune {which}"), device=output.device) * 2
-            - 1
-        )
+        noise = torch.rand(output.shape, generator=ctx.generator(f"neftune {which}"), device=output.device) * 2 - 1
         real = layout.group > 0
         scale = self.alpha * real / (lengths(layout).clamp(min=1) * output.shape[-1]).sqrt()
         return output + (noise * scale.unsqueeze(-1)).to(output.dtype)

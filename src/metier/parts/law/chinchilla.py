@@ -34,9 +34,7 @@ class Chinchilla:
         table."""
         n, d = np.median(x["N"]), np.median(x["D"])
         grid = []
-        for share, alpha, beta, split in product(
-            (0.2, 0.6, 0.95), (0.1, 0.3, 0.6), (0.1, 0.3, 0.6), (0.3, 0.7)
-        ):
+        for share, alpha, beta, split in product((0.2, 0.6, 0.95), (0.1, 0.3, 0.6), (0.1, 0.3, 0.6), (0.3, 0.7)):
             least = share * y.min()
             rest = max(float(np.median(y)) - least, 1e-3)
             grid.append([least, split * rest * n**alpha, (1 - split) * rest * d**beta, alpha, beta])

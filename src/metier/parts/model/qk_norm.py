@@ -41,20 +41,15 @@ def qk_norm(
             where="model/qk-norm",
         )
     for attention in found:
-        if any(isinstance(getattr(attention, n), Normed) for n in _projections(attention)) or hasattr(
-            attention, "q_norm"
-        ):
-            raise UsageError(
-                f"{type(model).__name__} already normalises its queries and keys", where="model/qk-norm"
-            )
+        if any(isinstance(getattr(attention, n), Normed) for n in _projections(attention)) or hasattr(attention, "q_norm"):
+            raise UsageError(f"{type(model).__name__} already normalises its queries and keys", where="model/qk-norm")
         head: Any = getattr(attention, "head_dim", None) or attention.attention_head_size
         for name in _projections(attention):
             linear = getattr(attention, name)
             width = _outputs(linear) // (3 if name == FUSED else 1)
             size = head if over == "head" else width
             norms = [
-                Norm(size, width // size, norm == "layer", gains, eps).to(linear.weight)
-                for _ in range(2 if name == FUSED else 1)
+                Norm(size, width // size, norm == "layer", gains, eps).to(linear.weight) for _ in range(2 if name == FUSED else 1)
             ]
             setattr(attention, name, Normed(name, linear, norms))
     return model

@@ -53,8 +53,7 @@ class AdamW(Rule):
 
         # The fused kernels walk through memory: silently wrong when a gradient is laid out differently.
         alike = all(
-            p.stride() == g.stride() == s["m"].stride() == s["v"].stride()
-            for p, g, s in zip(params, grads, states, strict=True)
+            p.stride() == g.stride() == s["m"].stride() == s["v"].stride() for p, g, s in zip(params, grads, states, strict=True)
         )
         fused = alike and params[0].device.type in ("cpu", "cuda", "xpu", "mps")
         # torch counts the step itself; the counters live where its kernels want them.

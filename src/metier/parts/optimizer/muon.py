@@ -68,7 +68,5 @@ class Muon(Rule):
         x = g.lerp(momentum, self.beta) if self.nesterov else momentum
         low = x.bfloat16() if self.precision == "bf16" else x
         rows, cols = p.shape[-2:]
-        factor = (
-            math.sqrt(max(1, rows / cols)) if self.scale == "spectral" else 0.2 * math.sqrt(max(rows, cols))
-        )
+        factor = math.sqrt(max(1, rows / cols)) if self.scale == "spectral" else 0.2 * math.sqrt(max(rows, cols))
         return orthogonalize(low, self.iterations).to(p.dtype) * factor

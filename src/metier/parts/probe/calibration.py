@@ -11,9 +11,7 @@ from metier.core.probing import Probe
 
 
 @part("probe/calibration", paper="arXiv:1706.04599", rows=(103,))
-def calibration(
-    probe: Probe, *, bins: Count = 15, binning: Literal["width", "mass"] = "width"
-) -> dict[str, Any]:
+def calibration(probe: Probe, *, bins: Count = 15, binning: Literal["width", "mass"] = "width") -> dict[str, Any]:
     """``ECE = sum_b n_b / n |accuracy_b - confidence_b|`` over bins of the confidence in the predicted class
     or token.
 

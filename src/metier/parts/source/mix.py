@@ -44,9 +44,7 @@ class Mix:
             if name not in sizes:
                 raise unknown("input", name, sizes, where="source/mix.weights")
         if left := sorted(set(sizes) - set(weights)):
-            raise UsageError(
-                f"no weight for {', '.join(left)}", where="source/mix.weights", hint="Use 0 to leave one out."
-            )
+            raise UsageError(f"no weight for {', '.join(left)}", where="source/mix.weights", hint="Use 0 to leave one out.")
         used = {name: w for name, w in weights.items() if w > 0}
         if empty := [name for name in used if sizes[name] == 0]:
             raise UsageError(f"{', '.join(empty)} holds no examples", where="source/mix")
@@ -85,10 +83,8 @@ class Mix:
     def _choices(self, p: np.ndarray, names: list[str], rng: np.random.Generator) -> Iterator[str]:
         taken = np.zeros(len(p))
         for drawn in iter(lambda: int(taken.sum()) + 1, 0):
-            if self.choice == "sampled":
-                i = int(rng.choice(len(p), p=p))
-            else:
-                # Rounding keeps ties of equal shares in the order of the inputs, on every machine.
-                i = int(np.argmax(np.round(p * drawn - taken, 9)))
+            # Rounding keeps ties of equal shares in the order of the inputs, on every machine.
+            furthest = np.argmax(np.round(p * drawn - taken, 9))
+            i = int(rng.choice(len(p), p=p) if self.choice == "sampled" else furthest)
             taken[i] += 1
             yield names[i]
