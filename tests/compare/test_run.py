@@ -150,6 +150,16 @@ def _dies_on_seed_1(job):
     return execute(job)
 
 
+@pytest.mark.slow
+def test_on_ray(tmp_path, finished):
+    """The same results from Ray's workers (extra: ray)."""
+    pytest.importorskip("ray")
+    result, _ = compare(DESIGN, out=tmp_path, on_ray=True, quiet=True)
+    by_job = {(r.arm, r.seed, r.trial): r.metric for r in finished[0].runs}
+    for r in result.runs:
+        assert r.metric == pytest.approx(by_job[r.arm, r.seed, r.trial], abs=1e-4)
+
+
 def test_the_folder_holds_each_result_and_no_weights(finished):
     _, folder = finished
     kept = list(Path(folder).rglob("result.json"))

@@ -77,9 +77,15 @@ def run_jobs_on_ray(jobs: Sequence[Job], *, cpus_per_job: int = 1) -> Iterator[t
         import ray
     except ImportError:
         raise UsageError("Ray is not installed", hint="pip install 'metier[ray]'") from None
-    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=False)
     remote = ray.remote(num_cpus=cpus_per_job, max_retries=0)(execute)
     pending = {remote.remote(job): job for job in jobs}
-    while pending:
-        (ready,), _ = ray.wait(list(pending), num_returns=1)
-        yield pending.pop(ready), ray.get(ready)
+    try:
+        while pending:
+            (ready,), _ = ray.wait(list(pending), num_returns=1)
+            yield pending.pop(ready), ray.get(ready)
+    finally:
+        if ours:
+            ray.shutdown()

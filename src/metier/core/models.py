@@ -313,6 +313,14 @@ def blocks(model: Any) -> list[nn.Module]:
     return list(max(lists, key=len)) if lists else []
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Recompute activations in the backward pass instead of keeping them."""
+    if hasattr(model, "activation_checkpointing_enable"):  # transformers has renamed it
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 def logit_transform(model: Any) -> Callable[[Tensor], Tensor] | None:
     """What a family does to its logits after the output layer (scaling, soft-capping); ``None`` for most."""
     config = model.config

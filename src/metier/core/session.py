@@ -164,8 +164,7 @@ def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: 
     bundle, attached = _transform(resolved, bundle)
     loader, eval_layouts = data.encode(bundle)
     module = LossModule(bundle.model, resolved.objective.built, _reference(resolved, bundle, attached, engine))
-    saved = [(n, p) for n, p in bundle.model.named_parameters() if p.requires_grad]
-    if not saved:
+    if not any(p.requires_grad for p in bundle.model.parameters()):
         raise UsageError("no parameter is trainable")
     wrapped = engine.wrap(module, models.blocks(bundle.model) if engine.strategy == "fsdp" else ())
     optimizer = build_optimizer(bundle.model, resolved.optimizer.built, attached=attached, **resolved.optimizer.common)
@@ -176,7 +175,7 @@ def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: 
         Clock(0, steps, 0, loader.tokens_per_step), journal.emit, dict, attached,
     )  # fmt: skip
     if run.train.gradient_checkpointing:
-        bundle.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        models.checkpoint_activations(bundle.model)
     listeners = [b.built.obj for b in resolved.parts()]
     session = Session(
         context, resolved, loader, eval_layouts, Schedule(resolved.schedule.built, **resolved.schedule.common), listeners,

@@ -50,8 +50,10 @@ class LoRA(LinearAdapter):
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in] -> [..., out]`` in the base's type."""
         y = self.base(x)
-        inside = F.linear(F.dropout(self.cast(x), self.dropout, self.training), self.down)
-        return y + (self.scale * F.linear(inside, self.up)).to(y.dtype)
+        inside = self.scale * F.linear(F.dropout(self.cast(x), self.dropout, self.training), self.down)
+        if inside.dtype == y.dtype:  # one pass over y instead of two
+            return torch.addmm(y.flatten(0, -2), inside.flatten(0, -2), self.up.T).view_as(y)
+        return y + F.linear(inside, self.up).to(y.dtype)
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """``W + s B A`` and the base's bias."""
