@@ -62,3 +62,14 @@ def test_out_of_range(id, name):
 def test_unknown_part(kind):
     some = next(i.name for i in part.listing() if i.kind == kind)
     assert f"Did you mean {some!r}?" in refused(kind, some + "x")
+
+
+@pytest.mark.parametrize(("id", "name"), CASES)
+def test_null(id, name):
+    """Null is either a value of the option's type or refused with its name; it never passes silently as something else."""
+    kind, short = id.split("/")
+    option = (part.options(part.load(id)) | dict(resolve.common_schema(kind)))[name]
+    if type(None) in typing.get_args(option.annotation):
+        assert option.check(None, name) is None
+    else:
+        assert name in refused(kind, {short: {name: None}})
