@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from metier.core.errors import unknown
+from metier.lab.tasks import TASKS
 
 SOURCE_BYTES = 2_000_000
 """Sources used, in the order of their paths: enough for the lab, small enough to tokenise in seconds."""
@@ -35,11 +36,16 @@ LEFT_OUT = {
 
 @cache
 def documents(name: str) -> tuple[dict[str, str], ...]:
-    """Documents of a corpus, ``{"text", "path"}`` each, in a fixed order. Raises ``UsageError`` for an unknown name."""
+    """Documents of a corpus, ``{"text", "path"}`` each, or rows of a task (``metier.lab.tasks``), in a fixed order.
+
+    Raises ``UsageError`` for an unknown name.
+    """
     makers = {"pydoc": _documentation, "stdlib": _sources, "python": lambda: [*_documentation(), *_sources()]}
     short = name.removeprefix("lab/")
+    if short in TASKS:
+        return tuple(TASKS[short]())
     if short not in makers:
-        raise unknown("lab corpus", name, [f"lab/{m}" for m in makers])
+        raise unknown("lab corpus", name, [f"lab/{m}" for m in (*makers, *TASKS)])
     return tuple(_cached(short, makers[short]))
 
 
