@@ -140,6 +140,20 @@ def test_auxiliary_losses_reach_the_gradient_and_the_metrics(tmp_path, micro):
     assert "extra" not in steps(base)[0]
 
 
+def test_auxiliary_losses_stay_out_of_the_held_out_loss(tmp_path):
+    """Through the loop's own evaluation, which switches the model and not what wraps it."""
+    seen = {}
+
+    def prepare(session):
+        seen["plain"] = loop.Loop(session).evaluate()
+        adds(lambda m: m.input_layernorm.weight.sum())(session)
+        seen["extra"] = loop.Loop(session).evaluate()
+
+    run_with(folder=tmp_path, prepare=prepare, data={**RUN["data"], "eval_fraction": 0.2, "eval_limit": 2})
+    assert seen["extra"]["eval_extra"] == pytest.approx(16.0)
+    assert seen["extra"]["eval_loss"] == pytest.approx(seen["plain"]["eval_loss"], abs=1e-9)
+
+
 def test_after_step_of_modules_is_called_once_per_update(tmp_path):
     calls = []
 

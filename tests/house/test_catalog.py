@@ -14,7 +14,7 @@ FILES = [*sorted((HERE / "cards").glob("*.json")), HERE / "rows.json"]
 CARDS = list(catalog.cards().values())
 PLAIN = re.compile(r"^[a-z0-9]+(-[a-z0-9]+)*$")
 FOREIGN = re.compile(
-    r"/work/|\bnot found\b|not re-read|re-verified|remembered|transcribed|sources? read|stored sources"
+    r"\bnot found\b|not re-read|re-verified|remembered|transcribed|sources? read|stored sources"
     r"|\bthis card\b|\bthe card\b|in the library|the library's|\bTODO\b|\bFIXME\b",
     re.I,
 )

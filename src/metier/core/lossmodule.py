@@ -63,7 +63,7 @@ class LossModule(nn.Module):
         units = 0 if layout.filler else loss.numel()
         total = loss.sum() if units else loss.sum() * 0
         for name, value in extra.items():
-            total = total + value * units if self.training else total  # a held-out loss stays comparable
+            total = total + value * units if self.model.training else total  # a held-out loss stays comparable
             metrics = {**metrics, name: value.detach()}
         return total, units, {k: _total(v.detach(), units) for k, v in metrics.items()}
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -52,6 +51,7 @@ def documents(name: str) -> tuple[dict[str, str], ...]:
 def _cached(name: str, make: Callable[[], list[dict[str, str]]]) -> list[dict[str, str]]:
     """Parsing the standard library takes seconds, so the documents are kept for this Python version."""
     from metier.core.cache import cache_folder
+    from metier.core.runfolder import write_json
 
     key = hashlib.sha256(f"{sys.version} {SOURCE_BYTES} {Path(__file__).read_text(encoding='utf-8')}".encode()).hexdigest()[:16]
     path = cache_folder() / "lab" / f"{name}-{key}.json"
@@ -60,10 +60,7 @@ def _cached(name: str, make: Callable[[], list[dict[str, str]]]) -> list[dict[st
     except (OSError, ValueError):
         found = make()
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as f:
-            json.dump(found, f)
-        Path(f.name).replace(path)
+        write_json(path, found)
     return found
 
 
