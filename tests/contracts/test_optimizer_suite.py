@@ -20,12 +20,12 @@ class Good(Rule):
     def init(self, p):
         return {"m": torch.zeros_like(p)}
 
-    def update(self, g, p, state, t):
+    def update(self, g, p, state, step):
         return state["m"].lerp_(g, 1 - self.beta)
 
 
 class ScalesTheGradient(Good):
-    def update(self, g, p, state, t):
+    def update(self, g, p, state, step):
         return g.mul_(0.5)
 
 
@@ -35,29 +35,29 @@ class KeepsTheParameter(Good):
 
 
 class FusedOtherwise(Good):
-    def apply(self, params, grads, states, t, *, lr, weight_decay):
+    def apply(self, params, grads, states, step):
         for p, g in zip(params, grads, strict=True):
-            p.sub_(g, alpha=lr)
+            p.sub_(g, alpha=step.lr)
 
 
 class Ascends(Good):
-    def update(self, g, p, state, t):
+    def update(self, g, p, state, step):
         return -g
 
 
 class CountsInPython(Good):
-    def update(self, g, p, state, t):
+    def update(self, g, p, state, step):
         CALLS.append(1)
         return g * len(CALLS)
 
 
 class OnlyMatrices(Good):
-    def update(self, g, p, state, t):
+    def update(self, g, p, state, step):
         return g @ g.transpose(-2, -1) @ g
 
 
 class LowPrecision(Good):
-    def update(self, g, p, state, t):
+    def update(self, g, p, state, step):
         return (g.bfloat16() * 0.3).to(g.dtype) + p.bfloat16().to(p.dtype) * 0.1 * (p.shape != ())
 
     def init(self, p):

@@ -9,7 +9,7 @@ from torch import nn
 import metier.optimizers
 from metier.core import part, shards, stacking
 from metier.core.errors import MetierError, UsageError
-from metier.core.optim import Optimizer, Rule, build, common_options, default_lr
+from metier.core.optim import Optimizer, Rule, Step, build, common_options, default_lr
 from metier.core.part import Built
 
 
@@ -23,7 +23,7 @@ class Average(Rule):
     def init(self, p):
         return {"sum": torch.zeros_like(p)}
 
-    def update(self, g, p, state, t):
+    def update(self, g, p, state, step):
         return state["sum"].add_(g)
 
 
@@ -41,7 +41,7 @@ class Columns(Rule):
             "m": torch.zeros_like(p),
         }
 
-    def update(self, g, p, state, t):
+    def update(self, g, p, state, step):
         assert g.ndim == 3
         state["gram"] = state["gram"] + g.mT @ g
         state["count"] += 1
@@ -367,9 +367,9 @@ def test_overrides_that_are_refused(overrides, message):
 
 def test_a_matrix_method_leaves_the_rest_to_its_fallback():
     optimizer = build(Tiny(), built(Columns()), lr=1e-2)
-    fallback = {n: g["fallback"] for n, g in groups_of(optimizer).items()}
-    assert [n for n, f in fallback.items() if not f] == ["layers.0.weight", "layers.1.weight"]
-    ratio = default_lr(optimizer.fallback_rule()) / default_lr(Columns())
+    roles = {n: g["role"] for n, g in groups_of(optimizer).items()}
+    assert [n for n, role in roles.items() if role == "matrices"] == ["layers.0.weight", "layers.1.weight"]
+    ratio = default_lr(optimizer.rule_of("embeddings")) / default_lr(Columns())
     assert groups_of(optimizer)["embed.weight"]["lr"] == pytest.approx(1e-2 * ratio)
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -385,12 +385,12 @@ def test_a_mixed_group_is_split_with_the_learning_rate_of_the_fallback():
     optimizer = Optimizer([{"params": [q, p], "lr": 0.1}], Columns(), lr=1.0, weight_decay=0.2)
     first, second = optimizer.param_groups
     assert first["params"] == [p]
-    assert (first["lr"], first["fallback"]) == (0.1, False)
+    assert (first["lr"], first["role"]) == (0.1, "matrices")
     assert second["params"] == [q]
     assert second["lr"] == second["initial_lr"] == pytest.approx(0.1 * 3e-4 / 1e-3)
-    assert second["fallback"]
+    assert second["role"] == "rest"
     assert second["weight_decay"] == 0.2
-    optimizer.add_param_group({"params": nn.Parameter(torch.ones(2, 2)), "fallback": True, "lr": 0.5})
+    optimizer.add_param_group({"params": nn.Parameter(torch.ones(2, 2)), "role": "embeddings", "lr": 0.5})
     assert optimizer.param_groups[-1]["lr"] == 0.5
 
 
@@ -485,3 +485,106 @@ def test_a_model_is_grouped():
     groups = groups_of(metier.optimizers.Lion(Tiny(), weight_decay=0.1, groups={"head": {"lr": 1.0}}))
     assert groups["norm.weight"]["weight_decay"] == 0.0
     assert groups["lm_head.weight"]["lr"] == 1.0
+
+
+# --- what a rule is told, and what it must not be given --------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told(Rule):
+    """Records the steps it is given."""
+
+    default_lr = 0.5
+    sample_every = 3
+
+    def update(self, g, p, state, step):
+        SEEN.append(step)
+        return None if step.t == 2 else torch.ones_like(p)
+
+
+SEEN: list[Step] = []
+
+
+def test_a_rule_is_told_names_rates_and_the_loop_s_figures():
+    SEEN.clear()
+    p, q = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))
+    optimizer = Optimizer([("a", p), ("b", q)], Told(), lr=0.1, weight_decay=0.2)
+    optimizer.sampler = lambda: (7, {id(q): torch.full((3,), 5.0)})
+    optimizer.observe(loss=1.5, progress=0.25)
+    optimizer.param_groups[0]["lr"] = 0.05
+    for t in range(4):
+        p.grad, q.grad = torch.ones(2), torch.ones(3)
+        optimizer.step()
+        if t == 1:  # no direction: neither movement nor decay
+            torch.testing.assert_close(q, torch.full((3,), -0.05))
+    first, second = SEEN[:2]
+    assert (first.names, second.names) == (("a",), ("b",))
+    assert (first.t, first.lr, first.peak, first.weight_decay) == (1, 0.05, 0.1, 0.2)
+    assert (first.loss, first.progress) == (1.5, 0.25)
+    assert first.sampled == (None,)
+    assert second.sampled is not None
+    assert second.sampled[0] is not None
+    assert torch.equal(second.sampled[0], torch.full((3,), 5.0))
+    assert second.samples == 7
+    assert [s.sampled is not None for s in SEEN[1::2]] == [True, False, False, True]
+
+
+def test_a_rule_that_wants_sampled_labels_says_so_when_there_are_none():
+    p = nn.Parameter(torch.zeros(2))
+    optimizer = Optimizer([p], Told(), lr=0.1)
+    p.grad = torch.ones(2)
+    with pytest.raises(UsageError, match="Told needs gradients on labels sampled"):
+        optimizer.step()
+
+
+def test_decay_comes_after_the_update_where_a_rule_says_so():
+    @dataclass(frozen=True, kw_only=True)
+    class After(Average):
+        decay_after = True
+
+    for rule, expected in ((Average(), 1 * 0.9 - 0.5 * 2), (After(), (1 - 0.5 * 2) * 0.9)):
+        p = nn.Parameter(torch.ones(()))
+        optimizer = Optimizer([p], rule, lr=0.5, weight_decay=0.2)
+        p.grad = torch.tensor(2.0)
+        optimizer.step()
+        assert p.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_roles_can_have_rules_of_their_own_with_learning_rates_in_proportion():
+    @dataclass(frozen=True, kw_only=True)
+    class Mixed(Average):
+        def for_role(self, role):
+            return Told() if role == "head" else self
+
+    optimizer = build(Tiny(), built(Mixed()), lr=0.25)
+    assert optimizer.rule_of("head") == Told()
+    assert optimizer.rule_of("matrices") is optimizer.rule_of("rest")
+    assert {g["lr"] for g in optimizer.param_groups} == {0.25}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_refused_by_name_before_anything_changes(bad):
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    optimizer = Optimizer([("clean", p), ("poisoned", q)], Average(), lr=0.1)
+    p.grad, q.grad = torch.ones(2), torch.tensor([1.0, bad, 1.0])
+    with pytest.raises(MetierError, match="the gradient of poisoned is not finite"):
+        optimizer.step()
+    assert torch.equal(p, torch.ones(2))
+    assert not optimizer.state
+    optimizer.check_finite = False
+    optimizer.step()
+    assert not torch.isfinite(q).all()
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight"])
+def test_embeddings_without_a_role_are_refused_by_a_matrix_method(name):
+    p = nn.Parameter(torch.ones(4, 3))
+    with pytest.raises(UsageError, match=rf"{name} looks like an embedding"):
+        Optimizer([(name, p)], Columns(), lr=0.1)
+    assert Optimizer([{"params": [(name, p)], "role": "embeddings"}], Columns(), lr=0.1).param_groups[0]["role"] == "embeddings"
+    assert Optimizer([{"params": [(name, p)], "role": "matrices"}], Columns(), lr=0.1)
+
+
+def test_what_is_no_matrix_is_refused_in_a_group_of_matrices():
+    with pytest.raises(UsageError, match=r"bias has shape \[3\]; Columns moves matrices only"):
+        Optimizer([{"params": [("bias", nn.Parameter(torch.ones(3)))], "role": "matrices"}], Columns(), lr=0.1)

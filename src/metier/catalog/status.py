@@ -169,7 +169,7 @@ def _fault(path: Path, parts: Sequence[str], known: Mapping[str, PartLike]) -> s
     try:
         finding = json.loads(path.read_bytes())
         recorded = finding["code_hash"]
-        hashed = list(_compared(finding)) or list(parts)
+        hashed = list(_compared(finding)) or list(finding.get("parts", parts))
     except (ValueError, KeyError, TypeError, AttributeError):
         return "unreadable finding"
     if not all(p in known and Path(known[p].path).is_file() for p in hashed):

@@ -54,6 +54,15 @@ class Data(Strict):
     """A part that mixes, conditions or makes examples."""
 
 
+class BatchRamp(Strict):
+    """A batch that grows: from ``start`` in equal stretches by ``increment`` to ``train.batch``."""
+
+    start: Count
+    increment: Count
+    examples: Count
+    """Consumed when the full batch is reached."""
+
+
 class Train(Strict):
     """How long, how large, how careful."""
 
@@ -63,6 +72,8 @@ class Train(Strict):
     """Length of the run in real tokens, turned into steps from the mean length of the examples."""
     batch: Count = 8
     """Sequences, pairs or examples per optimizer step, over all processes."""
+    batch_ramp: BatchRamp | None = None
+    """Begin with smaller batches; a function of the examples consumed, so it survives a resume."""
     micro_batch: Count | None = None
     """Of these, how many are computed at once; the update is the same for any value."""
     clip: Positive | None = 1.0

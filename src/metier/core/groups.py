@@ -98,13 +98,10 @@ def _check_settings(glob: str, settings: Mapping[str, float]) -> None:
         raise UsageError("give lr or lr_scale, not both", where=f"groups.{glob}")
 
 
-def split(
-    model: nn.Module, *, lr: float, fallback_lr: float | None, weight_decay: float, groups: Overrides | None
-) -> list[dict[str, Any]]:
+def split(model: nn.Module, *, lr: Mapping[str, float], weight_decay: float, groups: Overrides | None) -> list[dict[str, Any]]:
     """Parameter groups with named parameters, one for each role and override, in the order of :data:`ROLES`.
 
-    ``fallback_lr`` is the peak learning rate of everything but ``matrices`` under a matrix method, ``None``
-    otherwise. ``rest`` has no weight decay unless an override gives one.
+    ``lr`` is the peak learning rate of every role. ``rest`` has no weight decay unless an override gives one.
     """
     role_of = roles(model)
     covered = overrides(groups, role_of)
@@ -114,11 +111,9 @@ def split(
         key = (ROLES.index(role), glob)
         if key not in made:
             settings = (groups or {}).get(glob, {})
-            fallback = fallback_lr is not None and role != "matrices"
-            base = fallback_lr if fallback and fallback_lr is not None else lr
             made[key] = {
-                "params": [], "role": role, "fallback": fallback,
-                "lr": settings.get("lr", base * settings.get("lr_scale", 1.0)),
+                "params": [], "role": role,
+                "lr": settings.get("lr", lr[role] * settings.get("lr_scale", 1.0)),
                 "weight_decay": settings.get("weight_decay", 0.0 if role == "rest" else weight_decay),
             }  # fmt: skip
         made[key]["params"].append((name, p))

@@ -45,6 +45,7 @@ class Loop:
         self.s = session
         self.ctx: Context = session.context
         self.ctx.evaluate = self.evaluate
+        self.ctx.optimizer.sampler = self._sampled_gradients  # type: ignore[attr-defined]
         self.dispatch = Dispatcher(session.listeners)
         self.after_step: list[Any] = [m.after_step for m in self.ctx.model.modules() if hasattr(m, "after_step")]
         self.guard = guards.NonFinite(self.ctx.run.train.on_nonfinite, self.ctx.run.train.max_skips)
@@ -102,6 +103,7 @@ class Loop:
         """One optimizer step. ``False`` when the data have ended."""
         ctx, s = self.ctx, self.s
         began = time.monotonic()
+        ctx.clock = replace(ctx.clock, tokens_per_step=s.loader.tokens_per_step)
         batch = next(s.batches, None)
         if ctx.engine.any(batch is None):
             ctx.emit({"event": "notice", "step": ctx.clock.step, "text": s.loader_end_reason()})
@@ -143,6 +145,7 @@ class Loop:
             return False, totals
         self._clip(trainable, totals["grad_norm"])
         self.dispatch("on_gradients", ctx)
+        ctx.optimizer.observe(loss=totals["loss"], progress=ctx.clock.progress)  # type: ignore[attr-defined]
         ctx.optimizer.step()
         ctx.optimizer.zero_grad(set_to_none=True)
         return True, totals
@@ -189,6 +192,20 @@ class Loop:
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0) + value
         return losses, sums
+
+    def _sampled_gradients(self) -> tuple[int, dict[int, torch.Tensor]]:
+        """Number of labels drawn from the model in place of this step's targets, and the gradient of the mean
+        loss on them, by ``id`` of the parameter.
+        """
+        ctx, engine = self.ctx, self.ctx.engine
+        draw = ctx.generator("labels")
+        labels = int(engine.sum([float(sum(len(x.target) for x in ctx.layouts if not x.filler))])[0])
+        with ctx.gradients_kept():
+            for i, layout in enumerate(ctx.layouts):
+                with engine.accumulating(ctx.module, last=i == len(ctx.layouts) - 1), engine.autocast():
+                    total, _, _ = ctx.module(layout, draw)
+                (total * (engine.world / max(1, labels))).backward()
+            return labels, {id(p): p.grad for _, p in ctx.trainable() if p.grad is not None}
 
     def _totals(self, losses: list, sums: dict, norm: torch.Tensor, batch: Any) -> dict[str, float]:
         """Means over the whole step and world, with a single transfer from the device."""

@@ -4,6 +4,7 @@ DDP and FSDP2 wrap this module, so everything that uses parameters happens insid
 """
 
 import typing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from metier.core.errors import UsageError
 from metier.core.forward import is_causal
 from metier.core.layout import Layout
 from metier.core.part import Built
-from metier.core.scores import Reference, score
+from metier.core.scores import Reference, drawn_targets, score
 
 TYPES: tuple[type, ...] = (Tokens, Pairs, Rated, Lists, Rollouts, Labels)
 
@@ -54,8 +55,13 @@ class LossModule(nn.Module):
         """Scores of a layout as the objective's batch type; ``overrides`` go to the forward pass."""
         return score(self.model, layout, self.reads, reference=self.reference, needs=self.needs, **overrides)
 
-    def forward(self, layout: Layout) -> tuple[Tensor, int, dict[str, Tensor]]:
-        """Loss sum, units and metric sums of a layout; all zero for a filler."""
+    def forward(self, layout: Layout, draw: torch.Generator | None = None) -> tuple[Tensor, int, dict[str, Tensor]]:
+        """Loss sum, units and metric sums of a layout; all zero for a filler.
+
+        With ``draw`` the targets are replaced by tokens drawn from the model's own distribution.
+        """
+        if draw is not None:
+            layout = replace(layout, target=drawn_targets(self.model, layout, draw))
         with aux.collect(layout) as extra:
             obj = self.objective.obj
             result = obj(self.score, layout) if self._rare else obj(self.score(layout))

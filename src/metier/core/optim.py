@@ -17,8 +17,9 @@ from metier.core import part, stacking
 from metier.core.errors import UsageError
 from metier.core.optimizer import Optimizer
 from metier.core.part import Built, NonNegative, Positive
+from metier.core.step import Step
 
-__all__ = ["Optimizer", "Rule", "State", "build", "common_options", "default_lr"]
+__all__ = ["Optimizer", "Rule", "State", "Step", "build", "common_options", "default_lr"]
 
 State = dict[str, Tensor]
 
@@ -34,85 +35,76 @@ class Rule:
     elementwise: ClassVar[bool] = False
     """Entry i of state and direction depends on entry i of ``g`` and ``p`` only: sharded tensors are then
     updated piece by piece; otherwise they are gathered and every process computes the whole."""
+    decay_after: ClassVar[bool] = False
+    """Weight decay shrinks the weights after the update instead of before it."""
     default_lr: ClassVar[float] = 1e-3
     """Peak learning rate when none is given."""
     fallback: ClassVar[str] = "optimizer/adamw"
     """Part that moves what a matrix method does not."""
+    sample_every: ClassVar[int] = 0
+    """k > 0: :attr:`Step.sampled` is wanted at t = 1, 1 + k, 1 + 2k, …"""
+
+    def for_role(self, role: str) -> "Rule":
+        """The rule that moves the parameters of a role (:data:`metier.core.groups.ROLES`). Its learning rate
+        is this rule's times the ratio of the two rules' defaults.
+        """
+        return self.beside() if self.matrices and role != "matrices" else self
+
+    def beside(self) -> "Rule":
+        """The :attr:`fallback` with its default options."""
+        kind, _, name = self.fallback.partition("/")
+        return part.build(kind, name).obj
 
     def init(self, p: Tensor) -> State:
         """State of one tensor before its first step: new tensors that share no memory with ``p``."""
         return {}
 
-    def update(self, g: Tensor, p: Tensor, state: State, t: int) -> Tensor:
-        """The direction to move against, shaped as ``p``, at step t = 1, 2, … of this tensor.
+    def update(self, g: Tensor, p: Tensor, state: State, step: Step) -> Tensor | None:
+        """The direction to move against, shaped as ``p``; ``None`` leaves ``p`` as it is, without decay.
 
         Changes ``state`` in place, never ``g`` or ``p``; all are at least float32. Randomness must be a
-        function of ``t`` and ``state``, so that replicas agree.
+        function of ``step`` and ``state``, so that replicas agree.
         """
         raise NotImplementedError
 
-    def apply(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[State],
-        t: int,
-        *,
-        lr: float,
-        weight_decay: float,
-    ) -> None:
+    def apply(self, params: list[Tensor], grads: list[Tensor], states: list[State], step: Step) -> None:
         """One step of a list of equal dtype, device and ``t``, in place. Override to fuse it."""
         if not self.matrices:
-            return self.plain(params, grads, states, t, lr=lr, weight_decay=weight_decay)
-        same_shape = stacking.buckets(range(len(params)), lambda i: params[i].shape, lambda i: params[i].numel())
-        for rows in same_shape:
-            self._stacked(
-                [params[i] for i in rows],
-                [grads[i] for i in rows],
-                [states[i] for i in rows],
-                t,
-                lr,
-                weight_decay,
-            )
+            return self.plain(params, grads, states, step)
+        for rows in stacking.buckets(range(len(params)), lambda i: params[i].shape, lambda i: params[i].numel()):
+            some, slopes, kept = ([x[i] for i in rows] for x in (params, grads, states))
+            self._stacked(some, slopes, kept, step.only(rows))
         return None
 
-    def plain(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[State],
-        t: int,
-        *,
-        lr: float,
-        weight_decay: float,
-    ) -> None:
+    def plain(self, params: list[Tensor], grads: list[Tensor], states: list[State], step: Step) -> None:
         """The same as :meth:`apply`, one tensor at a time: what a fused implementation must reproduce."""
-        for p, g, state in zip(params, grads, states, strict=True):
+        for i, (p, g, state) in enumerate(zip(params, grads, states, strict=True)):
+            one = step.only([i])
             if self.matrices:
-                self._stacked([p], [g], [state], t, lr, weight_decay)
+                self._stacked([p], [g], [state], one)
             else:
-                _move([p], [self.update(g, p, state, t)], lr, weight_decay)
+                self.move([p], [self.update(g, p, state, one)], one)
 
-    def _stacked(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[State],
-        t: int,
-        lr: float,
-        weight_decay: float,
-    ) -> None:
+    def _stacked(self, params: list[Tensor], grads: list[Tensor], states: list[State], step: Step) -> None:
         state = {key: stacking.stack([s[key] for s in states]) for key in states[0]}
-        direction = self.update(stacking.stack(grads), stacking.stack(params), state, t)
+        direction = self.update(stacking.stack(grads), stacking.stack(params), state, step)
         for key, value in state.items():
             stacking.unstack(value, [s[key] for s in states])
-        _move(params, list(direction.unbind(0)), lr, weight_decay)
+        if direction is not None:
+            self.move(params, list(direction.unbind(0)), step)
 
-
-def _move(params: list[Tensor], directions: list[Tensor], lr: float, weight_decay: float) -> None:
-    if weight_decay:
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
-    torch._foreach_add_(params, directions, alpha=-lr)
+    def move(self, params: list[Tensor], directions: list[Tensor | None], step: Step) -> None:
+        """Decay and move ``params`` in place; those whose direction is ``None`` stay."""
+        busy = [i for i, d in enumerate(directions) if d is not None]
+        if not busy:
+            return
+        moving = params if len(busy) == len(params) else [params[i] for i in busy]
+        along = [directions[i] for i in busy]
+        if step.weight_decay and not self.decay_after:
+            torch._foreach_mul_(moving, 1 - step.lr * step.weight_decay)
+        torch._foreach_add_(moving, along, alpha=-step.lr)  # type: ignore[arg-type]
+        if step.weight_decay and self.decay_after:
+            torch._foreach_mul_(moving, 1 - step.lr * step.weight_decay)
 
 
 def default_lr(rule: Rule) -> float:
@@ -139,21 +131,18 @@ def common_options(
 def build(
     model: nn.Module, built: Built, *, attached: Any = None, lr: float | None = None,
     weight_decay: float = 0.0, groups: grouping.Overrides | None = None,
-    state_dtype: Literal["fp32", "bf16"] | None = None,
+    state_dtype: Literal["fp32", "bf16"] | None = None, check_finite: bool = True,
 ) -> Optimizer:  # fmt: skip
     """The optimizer of a model's trainable parameters, grouped by :func:`metier.core.groups.roles`.
 
-    ``attached`` is accepted for rules that pair up adapter factors. Under a matrix method ``lr`` is the
-    learning rate of the matrices and the fallback gets ``lr`` times the ratio of the two rules' defaults;
-    ``groups`` can set it apart.
+    ``attached`` is accepted for rules that pair up adapter factors. ``lr`` is the learning rate of the rule;
+    where it hands a role to another rule, that one gets ``lr`` times the ratio of the two rules' defaults;
+    ``groups`` can set it apart. ``check_finite``: as in :class:`Optimizer`.
     """
     rule: Rule = built.obj
     peak = default_lr(rule) if lr is None else lr
-    fallback_lr = None
-    if rule.matrices:
-        kind, _, name = rule.fallback.partition("/")
-        fallback_lr = peak * default_lr(part.build(kind, name).obj) / default_lr(rule)
-    split = grouping.split(model, lr=peak, fallback_lr=fallback_lr, weight_decay=weight_decay, groups=groups)
+    lr_of = {r: peak * default_lr(rule.for_role(r)) / default_lr(rule) for r in grouping.ROLES}
+    split = grouping.split(model, lr=lr_of, weight_decay=weight_decay, groups=groups)
     if not split:
         raise UsageError("no parameter is trainable")
-    return Optimizer(split, rule, lr=peak, weight_decay=weight_decay, state_dtype=state_dtype)
+    return Optimizer(split, rule, lr=peak, weight_decay=weight_decay, state_dtype=state_dtype, check_finite=check_finite)

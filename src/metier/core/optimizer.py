@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from metier.core import part, shards, stacking
+from metier.core import shards, stacking
 from metier.core.errors import MetierError, UsageError, unknown
+from metier.core.step import Step
 
 if TYPE_CHECKING:
     from metier.core.optim import Rule, State
 
-GROUP_KEYS = ("params", "lr", "weight_decay", "initial_lr", "fallback", "role", "name", "param_names")
+GROUP_KEYS = ("params", "lr", "weight_decay", "initial_lr", "role", "name", "param_names")
+TABLES = ("embed", "wte", "wpe", "lm_head")
+"""What the names of embeddings and output layers contain."""
+Sampler = Callable[[], tuple[int, Mapping[int, Tensor]]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -38,20 +42,27 @@ class Optimizer(torch.optim.Optimizer):
     """A ``torch.optim.Optimizer`` that moves parameters by a :class:`Rule`.
 
     ``params``: tensors, ``(name, tensor)`` pairs or group dicts with their own ``lr`` and ``weight_decay``.
-    Under a matrix method, tensors that are not 2-D, and groups with ``fallback=True`` (embeddings, head), are
-    moved by the rule's fallback; a mixed group is split in two, the second with ``lr`` times the ratio of the
-    two rules' default learning rates.
+    A group may name the ``role`` of its parameters (:data:`metier.core.groups.ROLES`), which decides by which
+    rule they are moved (:meth:`Rule.for_role`); :func:`metier.core.optim.build` finds all roles of a model.
+    Without it the number of dimensions decides: a mixed group is split when the rule treats roles
+    differently, with ``lr`` times the ratio of the rules' default learning rates.
 
     ``state_dtype``: how state shaped like its parameter is stored. ``None``: as the arithmetic, float32 or
     wider. ``"bf16"``: halved, with stochastic rounding that is a function of step and parameter, hence equal
     on all replicas.
 
-    Raises ``UsageError`` for integer or complex parameters, unknown group keys and sparse gradients.
+    ``check_finite``: look for gradients that are not finite before anything is changed (one pass over them);
+    training loops that have looked already switch it off. ``sampler``: called on the steps on which the rule
+    wants gradients on sampled labels; gives their number and the gradients by ``id`` of the parameter.
+
+    Raises ``UsageError`` for integer or complex parameters, unknown group keys, embeddings without a role
+    under a matrix method, and sparse gradients; ``MetierError`` for gradients that are not finite. All name
+    the parameter.
     """
 
     def __init__(
         self, params: Iterable, rule: Rule, *, lr: float | Tensor, weight_decay: float = 0.0,
-        state_dtype: torch.dtype | Literal["fp32", "bf16"] | None = None,
+        state_dtype: torch.dtype | Literal["fp32", "bf16"] | None = None, check_finite: bool = True,
     ) -> None:  # fmt: skip
         if not float(lr) >= 0:
             raise UsageError(f"lr = {lr}: must be at least 0")
@@ -59,18 +70,22 @@ class Optimizer(torch.optim.Optimizer):
             raise UsageError(f"weight_decay = {weight_decay}: must be at least 0")
         self.rule = rule
         self.state_dtype = DTYPES[state_dtype] if isinstance(state_dtype, str) else state_dtype
-        self._fallback: Rule | None = None
+        self.check_finite = check_finite
+        self.sampler: Sampler | None = None
+        self.loss: float | None = None
+        self.progress: float | None = None
+        self._rules: dict[str, Rule] = {}
         self._noise: dict[torch.device, torch.Generator] = {}
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"rule": self.rule, "state_dtype": self.state_dtype, "_fallback": self._fallback, "_noise": {}}
-        return {**super().__getstate__(), **own}
+        kept = {n: getattr(self, n) for n in ("rule", "state_dtype", "check_finite", "loss", "progress")}
+        return {**super().__getstate__(), **kept, "_rules": {}, "_noise": {}, "sampler": None}
 
     # --- groups ---------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters; see the class. A matrix method splits off what is not a matrix."""
+        """Add parameters; see the class."""
         for key in param_group:
             if key not in GROUP_KEYS:
                 raise unknown("key of a parameter group", key, GROUP_KEYS)
@@ -79,35 +94,37 @@ class Optimizer(torch.optim.Optimizer):
         for i, item in enumerate(items):
             name, p = item if isinstance(item, tuple) else (f"parameter {i} of the group", item)
             _check_parameter(str(name), p)
-        if not self.rule.matrices or param_group.get("fallback"):
-            return self._add({**param_group, "params": items})
-        matrices = [i for i in items if _tensor(i).ndim == 2]
-        others = [i for i in items if _tensor(i).ndim != 2]
-        if matrices:
-            self._add({**param_group, "params": matrices})
-        if others:
-            scaled = param_group.get("lr", self.defaults["lr"]) * self.fallback_scale()
-            self._add({**param_group, "params": others, "fallback": True, "lr": scaled})
+        role = param_group.get("role")
+        if role is not None:
+            return self._add({**param_group, "params": items}, role)
+        for items_of_rule, guess in self._by_rule(items):
+            scaled = param_group.get("lr", self.defaults["lr"]) * (self.rule_of(guess).default_lr / self.rule.default_lr)
+            self._add({**param_group, "params": items_of_rule, "lr": scaled}, guess, guessed=True)
         return None
 
-    def _add(self, group: dict[str, Any]) -> None:
-        group.setdefault("fallback", False)
-        super().add_param_group(group)
+    def _by_rule(self, items: list[Any]) -> list[tuple[list[Any], str]]:
+        """``items`` in one list for each rule that their dimensions ask for, with a role of that rule."""
+        lists: dict[int, tuple[list[Any], str]] = {}
+        for role in ("matrices", "tensors", "rest"):
+            same = [i for i in items if _plain_role(_tensor(i)) == role]
+            if same:
+                lists.setdefault(id(self.rule_of(role)), ([], role))[0].extend(same)
+        if len(lists) == 1:
+            return [(items, next(iter(lists.values()))[1])]
+        return list(lists.values())
+
+    def _add(self, group: dict[str, Any], role: str, *, guessed: bool = False) -> None:
+        if role == "matrices" and self.rule.matrices:
+            _check_matrices(group["params"], self.rule, guessed)
+        super().add_param_group({**group, "role": role})
         self.param_groups[-1].setdefault("initial_lr", float(self.param_groups[-1]["lr"]))
 
-    def fallback_rule(self) -> Rule:
-        """The rule of what a matrix method does not move, with its default options."""
-        if self._fallback is None:
-            kind, _, name = self.rule.fallback.partition("/")
-            self._fallback = part.build(kind, name).obj
-        assert self._fallback is not None
-        return self._fallback
-
-    def fallback_scale(self) -> float:
-        """Learning rate of the fallback over that of the rule, when only one is given: the ratio of their
-        defaults.
-        """
-        return self.fallback_rule().default_lr / self.rule.default_lr
+    def rule_of(self, role: str) -> Rule:
+        """The rule that moves the parameters of a role; one object for equal rules."""
+        if role not in self._rules:
+            rule = self.rule.for_role(role)
+            self._rules[role] = next((r for r in self._rules.values() if r == rule), rule)
+        return self._rules[role]
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter with its name, or its index as text when it was given without one."""
@@ -131,22 +148,75 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.check_finite:
+            self._refuse_nonfinite()
         order = {id(p): i for i, (_, p) in enumerate(self.named())}
+        drawn = self._drawn()
         for group in self.param_groups:
-            rule = self.fallback_rule() if group["fallback"] else self.rule
+            rule = self.rule_of(group["role"])
             ready = [p for p in group["params"] if p.grad is not None]
             keyed = stacking.buckets(ready, lambda p: (self._steps(p), p.device, p.dtype), lambda p: p.numel())
             for portion in keyed:
                 slots = [self._open(p, rule) for p in portion]
                 busy = [s for s in slots if s.value.numel()]
                 if busy:
-                    rule.apply(
-                        [s.value for s in busy], [s.grad for s in busy], [s.state for s in busy], busy[0].t,
-                        lr=float(group["lr"]), weight_decay=float(group["weight_decay"]),
-                    )  # fmt: skip
+                    step = self._step(group, rule, busy, drawn)
+                    rule.apply([s.value for s in busy], [s.grad for s in busy], [s.state for s in busy], step)
                 for slot in busy:
                     self._close(slot, order[id(slot.p)])
         return loss
+
+    def observe(self, *, loss: float | None, progress: float | None) -> None:
+        """Tell rules the loss and the progress of the step that comes next."""
+        self.loss, self.progress = loss, progress
+
+    def _step(self, group: dict[str, Any], rule: Rule, slots: list[_Slot], drawn: Any) -> Step:
+        names = group.get("param_names")
+        known = dict(zip(map(id, group["params"]), names, strict=True)) if names else {}
+        sampled = None
+        if drawn is not None and _wants_samples(rule, slots[0].t):
+            sampled = tuple(self._sampled(s, drawn[1]) for s in slots)
+        return Step(
+            t=slots[0].t, lr=float(group["lr"]), weight_decay=float(group["weight_decay"]),
+            peak=float(group["initial_lr"]), names=tuple(known.get(id(s.p), "") for s in slots),
+            loss=self.loss, progress=self.progress, sampled=sampled, samples=drawn[0] if drawn else 0,
+        )  # fmt: skip
+
+    def _drawn(self) -> tuple[int, Mapping[int, Tensor]] | None:
+        """Gradients on sampled labels, when some parameter's rule wants them at this step."""
+        wanted = any(
+            _wants_samples(self.rule_of(group["role"]), self._steps(p) + 1)
+            for group in self.param_groups for p in group["params"] if p.grad is not None
+        )  # fmt: skip
+        if not wanted:
+            return None
+        if self.sampler is None:
+            raise UsageError(
+                f"{type(self.rule).__name__} needs gradients on labels sampled from the model",
+                hint="Train with metier, or set optimizer.sampler to a function that computes them.",
+            )
+        with torch.enable_grad():
+            return self.sampler()
+
+    @staticmethod
+    def _sampled(slot: _Slot, gradients: Mapping[int, Tensor]) -> Tensor | None:
+        g = gradients.get(id(slot.p))
+        return None if g is None else shards.opened(shards.gradient_like(slot.p, g), whole=slot.whole).to(slot.value.dtype)
+
+    def _refuse_nonfinite(self) -> None:
+        """Raise before state or weights are touched, on every process of a sharded run."""
+        clean = True
+        grads = [shards.opened(p.grad, whole=False) for _, p in self.named() if p.grad is not None]
+        for same in stacking.buckets(
+            [g for g in grads if g.layout == torch.strided and g.numel()], lambda g: (g.device, g.dtype), lambda g: g.numel()
+        ):
+            largest = torch.stack(torch._foreach_norm(same, float("inf"))).sum()
+            clean = clean and bool(torch.isfinite(largest))
+        if shards.agreed(clean, (p for _, p in self.named())):
+            return
+        bad = next((n for n, p in self.named() if p.grad is not None and not _finite(p.grad)), "")
+        what = f"the gradient of {_called(bad)}" if bad else "a gradient on another process"
+        raise MetierError(f"{what} is not finite; nothing has been changed")
 
     def _steps(self, p: Tensor) -> int:
         return int(self.state[p].get("step", 0)) if p in self.state else 0
@@ -155,7 +225,10 @@ class Optimizer(torch.optim.Optimizer):
         grad = p.grad
         assert grad is not None
         if grad.layout != torch.strided:
-            raise UsageError(f"the gradient of {self._name(p)} is sparse", hint="Use nn.Embedding(…, sparse=False).")
+            raise UsageError(
+                f"the gradient of {_called(next(n for n, q in self.named() if q is p))} is sparse",
+                hint="Use nn.Embedding(…, sparse=False).",
+            )
         whole = shards.is_sharded(p) and not rule.elementwise
         compute = _compute_dtype(p)
         value = shards.opened(p, whole=whole).to(compute)
@@ -219,10 +292,6 @@ class Optimizer(torch.optim.Optimizer):
             lr=[float(g["lr"]) for _, g in rows], weight_decay=[float(g["weight_decay"]) for _, g in rows],
         )  # fmt: skip
 
-    def _name(self, p: Tensor) -> str:
-        name = next(n for n, q in self.named() if q is p)
-        return f"parameter {name}" if name.isdigit() else name
-
     # --- state ----------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -267,6 +336,35 @@ class Optimizer(torch.optim.Optimizer):
 
 def _tensor(item: Any) -> Any:
     return item[1] if isinstance(item, tuple) else item
+
+
+def _called(name: str) -> str:
+    return f"parameter {name}" if name.isdigit() else name
+
+
+def _plain_role(p: Tensor) -> str:
+    return "matrices" if p.ndim == 2 else "rest" if p.ndim < 2 else "tensors"
+
+
+def _wants_samples(rule: Rule, t: int) -> bool:
+    return rule.sample_every > 0 and (t - 1) % rule.sample_every == 0
+
+
+def _finite(grad: Tensor) -> bool:
+    return bool(torch.isfinite(shards.opened(grad, whole=False)).all())
+
+
+def _check_matrices(items: list[Any], rule: Rule, guessed: bool) -> None:
+    """Refuse what a matrix method must not move."""
+    for i, item in enumerate(items):
+        name, p = item if isinstance(item, tuple) else (f"parameter {i} of the group", item)
+        if p.ndim != 2:
+            raise UsageError(f"{name} has shape {list(p.shape)}; {type(rule).__name__} moves matrices only")
+        if guessed and any(word in name for word in TABLES):
+            raise UsageError(
+                f"{name} looks like an embedding or an output layer; {type(rule).__name__} moves hidden matrices only",
+                hint="Give its group role='embeddings' or 'head' (or 'matrices' to insist), or use build(model, …).",
+            )
 
 
 def _check_parameter(name: str, p: Any) -> None:

@@ -147,6 +147,18 @@ def token_logits(model: nn.Module, layout: Layout, *, embed: Embed | None = None
     return transform(z) if transform else z
 
 
+@torch.no_grad()
+def drawn_targets(model: nn.Module, layout: Layout, generator: torch.Generator) -> Tensor:
+    """``[N]`` tokens drawn from the model's distribution at the positions that predict the targets."""
+    h, head, transform = target_states(model, layout), models.head(model), models.logit_transform(model)
+    drawn = []
+    for rows in h.split(max(1, CHUNK_BYTES // (4 * model.config.vocab_size))):  # type: ignore[union-attr]
+        z = _float(head(rows))
+        z = transform(z) if transform else z
+        drawn.append(torch.multinomial(z.softmax(-1), 1, generator=generator).squeeze(1))
+    return torch.cat(drawn) if drawn else layout.target
+
+
 def class_logits(model: Any, layout: Layout, *, embed: Embed | None = None) -> Tensor:
     """Class logits ``[B, C]`` of a sequence classifier, one row per example.
 

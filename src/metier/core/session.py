@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -167,9 +166,11 @@ def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: 
     if not any(p.requires_grad for p in bundle.model.parameters()):
         raise UsageError("no parameter is trainable")
     wrapped = engine.wrap(module, models.blocks(bundle.model) if engine.strategy == "fsdp" else ())
-    optimizer = build_optimizer(bundle.model, resolved.optimizer.built, attached=attached, **resolved.optimizer.common)
+    optimizer = build_optimizer(
+        bundle.model, resolved.optimizer.built, attached=attached, check_finite=False, **resolved.optimizer.common
+    )
     steps = _steps(run, loader)
-    loader.expected = steps * run.train.batch
+    loader.expected = loader.examples_in(steps)
     context = Context(
         run, bundle, engine, optimizer, wrapped, folder,
         Clock(0, steps, 0, loader.tokens_per_step), journal.emit, dict, attached,
@@ -257,12 +258,12 @@ def _steps(run: Run, loader: Any) -> int:
     if train.steps is not None:
         return train.steps
     if train.tokens is not None:
-        return max(1, math.ceil(train.tokens / loader.tokens_per_step))
+        return loader.steps_for(train.tokens / loader.mean_length)
     if loader.length is None:
         raise UsageError("a source has no epochs: give train.steps or train.tokens")
     assert train.epochs is not None
     loader.stop_at = max(1, round(train.epochs * loader.length))
-    return math.ceil(loader.stop_at / train.batch)
+    return loader.steps_for(loader.stop_at)
 
 
 def _record(session: Session, data: dict[str, Any]) -> dict[str, Any]:

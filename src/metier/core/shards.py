@@ -2,6 +2,7 @@
 written back.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -47,6 +48,16 @@ def gradient_like(p: Any, grad: Any) -> Tensor:
     if is_sharded(p) and is_sharded(grad) and tuple(grad.placements) != tuple(p.placements):
         return grad.redistribute(placements=p.placements)
     return grad
+
+
+def agreed(good: bool, tensors: Iterable[Any]) -> bool:
+    """Whether ``good`` on every process that holds a piece of ``tensors``; just ``good`` when none is sharded."""
+    mesh = next((t.device_mesh for t in tensors if is_sharded(t)), None)
+    if mesh is None:
+        return good
+    flag = torch.tensor(float(good), device=mesh.device_type)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+    return bool(flag)
 
 
 def write(target: Any, value: Tensor, *, whole: bool, noise: torch.Generator | None = None) -> None:

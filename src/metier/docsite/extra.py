@@ -65,7 +65,8 @@ def findings(facts: Facts) -> str:
         "Results of comparisons that were run with this code. Negative and inconclusive ones are listed like "
         "the others. The word is read off the 95 % interval of the paired difference: **holds** (beyond the "
         "smallest effect that counts), **direction** (better, but not by that much), **unclear** (the "
-        "interval holds no difference), **against** (worse).",
+        "interval holds no difference), **against** (worse). A study of several predictions says **partly** when "
+        "some of them held.",
     ]
     if not facts.findings:
         out.append("None is committed yet.")

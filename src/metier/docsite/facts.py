@@ -66,7 +66,9 @@ def _findings(folder: Path) -> Iterator[Finding]:
 
 
 def read_finding(name: str, data: dict[str, Any]) -> Finding:
-    """A stored comparison as a finding. Raises ``ValueError`` when it is none."""
+    """A stored comparison or study as a finding. Raises ``ValueError`` when it is none."""
+    if "study" in data:
+        return _study(name, data)
     from metier.compare import verdict
     from metier.compare.results import ComparisonResult
 
@@ -83,6 +85,22 @@ def read_finding(name: str, data: dict[str, Any]) -> Finding:
         *(("note", n) for n in result.notes),
     ]
     return Finding(name, result.question, sentences, tuple(facts), tuple(dict.fromkeys(_compared(result))))
+
+
+def _study(name: str, data: dict[str, Any]) -> Finding:
+    sentences = [f"**{data['verdict']}** — {data['text']}"]
+    for c in data["checks"]:
+        sentences.append(f"{'✓' if c['holds'] else '✗'} {c['text']}: expected {c['expected']}, seen {_seen(c['observed'])}")
+    facts = [
+        ("made", f"{data['created'][:10]}, in {data['seconds'] / 60:.0f} minutes"),
+        *(("command", f"`{c}`") for c in data["commands"]),
+        *(("note", n) for n in data["notes"]),
+    ]
+    return Finding(name, f"{data['claim']} {data['method']}", tuple(sentences), tuple(facts), tuple(data["parts"]))
+
+
+def _seen(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _compared(result: Any) -> Iterator[str]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metier.core import part
 from metier.core.errors import UsageError
-from metier.core.optim import Optimizer, Rule, build, default_lr
+from metier.core.optim import Optimizer, Rule, Step, build, default_lr
 
 SHAPES = {
     "scalar": (),
@@ -47,7 +47,18 @@ def _params(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
 
 
 def _optimizer(rule: Rule, params: dict[str, nn.Parameter], **options: Any) -> Optimizer:
-    return Optimizer(list(params.items()), rule, **{"lr": default_lr(rule), "weight_decay": 0.1, **options})
+    optimizer = Optimizer(list(params.items()), rule, **{"lr": default_lr(rule), "weight_decay": 0.1, **options})
+    # Stands for gradients on labels drawn from a model: any function of the weights that differs from the gradient.
+    optimizer.sampler = lambda: (4, {id(p): p.detach().float().sin() for p in params.values()})
+    return optimizer
+
+
+def _step(rule: Rule, t: int, sampled: list[Tensor]) -> Step:
+    wanted = rule.sample_every > 0 and (t - 1) % rule.sample_every == 0
+    return Step(
+        t=t, lr=1e-2, weight_decay=0.1, peak=2e-2, names=tuple(f"layer.{i}" for i in range(len(sampled))),
+        loss=2.0, progress=t / 10, sampled=tuple(sampled) if wanted else None, samples=4,
+    )  # fmt: skip
 
 
 def _loss(params: dict[str, nn.Parameter]) -> Tensor:
@@ -151,8 +162,9 @@ def _fused_is_plain(id: str, rule: Rule) -> None:
     states, others = [rule.init(p) for p in fast], [rule.init(p) for p in plain]
     for t in range(1, 6):
         grads = [torch.randn(s, generator=source) for s in shapes]
-        rule.apply(fast, [g.clone() for g in grads], states, t, lr=1e-2, weight_decay=0.1)
-        rule.plain(plain, grads, others, t, lr=1e-2, weight_decay=0.1)
+        step = _step(rule, t, [g.sin() for g in grads])
+        rule.apply(fast, [g.clone() for g in grads], states, step)
+        rule.plain(plain, grads, others, step)
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(states, others, rtol=1e-5, atol=1e-6)
 

@@ -14,7 +14,7 @@ import pytest
 
 from metier.core.context import derive_seed
 from metier.core.data.encode import Item
-from metier.core.data.loader import Loader, Shape, split_to
+from metier.core.data.loader import Loader, Ramp, Shape, split_to
 from metier.core.errors import MetierError, UsageError
 
 N = 23
@@ -342,3 +342,42 @@ def test_a_stream_shared_by_processes():
     whole = list(islice(loader(None, source()), 5))
     for a, b, w in zip(*parts, whole, strict=True):
         assert sorted([*a.ids, *b.ids]) == sorted(w.ids)
+
+
+# --- a growing batch ---------------------------------------------------------------------------------------
+
+
+def test_a_ramp_grows_in_equal_stretches_of_examples():
+    ramp = Ramp(start=2, increment=2, examples=12)  # three increments: every 4 examples
+    assert [ramp.at(p, 8) for p in (0, 3, 4, 7, 8, 11, 12, 100)] == [2, 2, 4, 4, 6, 6, 8, 8]
+    assert Ramp(2, 4, 10).at(9, 8) == 6
+    assert Ramp(2, 4, 10).at(10, 8) == 8  # never above the full batch
+
+
+def test_a_ramp_changes_the_size_of_steps_but_not_the_order_of_examples():
+    items = [item(i) for i in range(40)]
+    flat = order(5, 1, 40)
+    ramped = loader(items, batch=8, ramp=Ramp(2, 2, 12))
+    steps = list(islice(iter(ramped), 6))
+    assert [len(s.ids) for s in steps] == [2, 2, 4, 6, 8, 8]
+    assert [sorted(s.ids) for s in steps[:3]] == [sorted(flat[:2]), sorted(flat[2:4]), sorted(flat[4:8])]
+    assert ramped.steps_for(22) == 5
+    assert ramped.steps_for(23) == 6
+    assert ramped.examples_in(6) == 30
+
+
+def test_a_ramp_resumes_at_its_place():
+    items = [item(i) for i in range(40)]
+    whole = [s.ids for s in islice(iter(loader(items, batch=8, ramp=Ramp(2, 2, 12))), 8)]
+    first = loader(items, batch=8, ramp=Ramp(2, 2, 12))
+    head = [s.ids for s in islice(iter(first), 3)]
+    second = loader(items, batch=8, ramp=Ramp(2, 2, 12))
+    second.load_state_dict(first.state_dict())
+    assert second.batch_at(8) == 6
+    assert second.position == 8
+    assert head + [s.ids for s in islice(iter(second), 5)] == whole
+
+
+def test_a_ramp_that_begins_below_the_number_of_processes_is_refused():
+    with pytest.raises(UsageError, match="start = 1 leaves"):
+        loader([item(0)], batch=8, ramp=Ramp(1, 1, 10), world=2)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from metier.core import part
+from metier.core.optim import Step
 
 
 def rms(x):
@@ -87,7 +88,7 @@ def test_a_rank_one_square_is_kept_exactly():
     rng = np.random.default_rng(3)
     g = torch.tensor(np.outer(rng.normal(size=5), rng.normal(size=7)))
     rule = part.build("optimizer", {"adafactor": {"beta1": 0.0, "beta2": 0.0, "eps1": 0.0, "clip": None}}).obj
-    direction = rule.update(g, torch.zeros_like(g), rule.init(g), 1)
+    direction = rule.update(g, torch.zeros_like(g), rule.init(g), Step(t=1, lr=1.0))
     torch.testing.assert_close(direction, g.sign())
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from metier.core import part
+from metier.core.optim import Step
 
 
 def formula(course, lr, wd, b1, b2, eps):
@@ -36,7 +37,7 @@ def test_the_plain_path_is_the_formula(course):
     p = torch.tensor(course.start)
     state, out = rule.init(p), []
     for t, g in enumerate(course.grads, start=1):
-        rule.plain([p], [torch.tensor(g)], [state], t, lr=0.03, weight_decay=0.1)
+        rule.plain([p], [torch.tensor(g)], [state], Step(t=t, lr=0.03, weight_decay=0.1))
         out.append(p.numpy().copy())
     np.testing.assert_allclose(np.stack(out), formula(course, 0.03, 0.1, 0.9, 0.999, 1e-8), rtol=1e-9)
 
@@ -48,8 +49,8 @@ def test_a_gradient_in_another_layout_is_not_misread():
     rule = part.build("optimizer", {"adamw": {"eps": 0.1}}).obj
     p, q = torch.zeros(5, 3).t(), torch.zeros(3, 5)
     grad = torch.arange(15.0).view(3, 5)
-    rule.apply([p], [grad], [rule.init(p)], 1, lr=0.1, weight_decay=0.0)
-    rule.plain([q], [grad], [rule.init(q)], 1, lr=0.1, weight_decay=0.0)
+    rule.apply([p], [grad], [rule.init(p)], Step(t=1, lr=0.1))
+    rule.plain([q], [grad], [rule.init(q)], Step(t=1, lr=0.1))
     torch.testing.assert_close(p, q)
 
 

@@ -8,7 +8,7 @@ import torch
 
 import metier.optimizers
 from metier.core import part
-from metier.core.optim import Optimizer
+from metier.core.optim import Optimizer, Step
 
 SHAPES = [(4, 6), (6, 4), (5, 5)]
 
@@ -56,7 +56,7 @@ def test_as_torch(make_course, shape, scale, theirs):
 
 
 def test_singular_values_of_a_direction_are_near_one():
-    from metier.parts.optimizer.muon import orthogonalize
+    from metier.core.linalg import orthogonalize
 
     x = torch.randn(3, 40, 60, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonalize(x, 5))
@@ -69,7 +69,7 @@ def test_entries_of_rms_scaling_are_as_large_as_adamws():
     rule = part.build("optimizer", "muon").obj
     for shape in ((64, 64), (64, 256), (256, 64)):
         g = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-        direction = rule.update(g, g, {"m": torch.zeros_like(g)}, 1)
+        direction = rule.update(g, g, {"m": torch.zeros_like(g)}, Step(t=1, lr=1.0))
         assert 0.15 < direction.square().mean().sqrt() < 0.25
 
 
@@ -93,6 +93,7 @@ def test_stacked_is_one_by_one():
 def test_only_hidden_matrices_are_orthogonalized():
     model = torch.nn.Sequential(torch.nn.Embedding(9, 6), torch.nn.Linear(6, 6))
     optimizer = metier.optimizers.Muon(model, lr=1e-3, scale="spectral")
-    settings = {n: (g["fallback"], g["lr"]) for g in optimizer.param_groups for n in g["param_names"]}
-    assert settings["1.weight"] == (False, 1e-3)
-    assert settings["0.weight"] == settings["1.bias"] == (True, pytest.approx(1e-3 * 3e-4 / 0.02))
+    settings = {n: (g["role"], g["lr"]) for g in optimizer.param_groups for n in g["param_names"]}
+    assert settings["1.weight"] == ("matrices", 1e-3)
+    assert settings["0.weight"] == ("embeddings", pytest.approx(1e-3 * 3e-4 / 0.02))
+    assert settings["1.bias"] == ("rest", pytest.approx(1e-3 * 3e-4 / 0.02))

@@ -1,5 +1,6 @@
 """Batches in a fixed order, resumable at any step, the same for any micro-batch size, world size or number of workers."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -79,6 +80,24 @@ class Shape:
         return sum(i.targets for i in items) if self.unit == "token" else len(items)
 
 
+@dataclass(frozen=True)
+class Ramp:
+    """A batch size that grows with the examples consumed: a function of the position alone.
+
+    From ``start`` in equal stretches by ``increment`` up to the full batch, which is reached after ``examples``.
+    """
+
+    start: int
+    increment: int
+    examples: int
+
+    def at(self, position: int, batch: int) -> int:
+        """The batch size of the step that begins at ``position``; ``batch`` is the full one."""
+        increments = math.ceil((batch - self.start) / self.increment)
+        done = increments if position >= self.examples else position * increments // self.examples
+        return min(batch, self.start + done * self.increment)
+
+
 def split_to(micros: list[list[list[int]]], number: int) -> list[list[list[int]]]:
     """Cut micro-batches until there are ``number``, or until each holds one example."""
     micros = list(micros)
@@ -109,10 +128,11 @@ class Loader:
     def __init__(
         self, items: Sequence[Item] | None, stream: Callable[[int, Callable[[], float]], Iterator[Item]] | None, shape: Shape, *,
         fingerprint: dict[str, Any], seed: int, batch: int, rank: int = 0, world: int = 1, shuffle: bool = True, workers: int = 0,
-        mean_length: float = 0.0,
+        mean_length: float = 0.0, ramp: Ramp | None = None,
     ) -> None:  # fmt: skip
-        if batch < world:
-            raise UsageError(f"train.batch = {batch} leaves some of the {world} processes without an example")
+        name, least = ("train.batch_ramp.start", ramp.start) if ramp else ("train.batch", batch)
+        if least < world:
+            raise UsageError(f"{name} = {least} leaves some of the {world} processes without an example")
         self.items, self.stream, self.shape = items, stream, shape
         self.fingerprint, self.seed, self.batch = fingerprint, seed, batch
         self.rank, self.world, self.shuffle, self.workers = rank, world, shuffle, workers
@@ -124,12 +144,37 @@ class Loader:
         self.expected = 0
         """Examples of the whole run, for sources that depend on progress."""
         self.end_reason: str | None = None
-        self.tokens_per_step = mean_length * batch
+        self.mean_length, self.ramp = mean_length, ramp
 
     @property
     def length(self) -> int | None:
         """Examples of one epoch; ``None`` for a stream."""
         return None if self.items is None else len(self.items)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Expected real tokens of the next step."""
+        return self.mean_length * self.batch_at(self.position)
+
+    def batch_at(self, position: int) -> int:
+        """Examples of the step that begins at ``position``, while the data last."""
+        return self.batch if self.ramp is None else self.ramp.at(position, self.batch)
+
+    def steps_for(self, examples: float) -> int:
+        """Number of steps, from the beginning, that consume at least ``examples``; at least 1."""
+        if self.ramp is None:
+            return max(1, math.ceil(examples / self.batch))
+        steps = position = 0
+        while position < examples or steps == 0:
+            steps, position = steps + 1, position + self.batch_at(position)
+        return steps
+
+    def examples_in(self, steps: int) -> int:
+        """Examples that the first ``steps`` steps consume."""
+        position = 0
+        for _ in range(steps):
+            position += self.batch_at(position)
+        return position
 
     # --- state -------------------------------------------------------------------------------------------------
 
@@ -187,7 +232,8 @@ class Loader:
 
     def _take(self, position: int) -> int:
         """Examples of the step that begins at ``position``; the last one may be smaller."""
-        return self.batch if self.stop_at is None else max(0, min(self.batch, self.stop_at - position))
+        batch = self.batch_at(position)
+        return batch if self.stop_at is None else max(0, min(batch, self.stop_at - position))
 
     def _chosen(self, position: int) -> tuple[list[Item], int]:
         assert self.items is not None

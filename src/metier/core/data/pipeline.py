@@ -16,7 +16,7 @@ from metier.core.context import derive_seed
 from metier.core.data import formats
 from metier.core.data.encode import Encoder, Item, chunks
 from metier.core.data.formats import examples
-from metier.core.data.loader import Loader, Shape
+from metier.core.data.loader import Loader, Ramp, Shape
 from metier.core.data.rows import Rows, open_rows
 from metier.core.engine import Engine
 from metier.core.errors import UsageError, unknown
@@ -79,9 +79,17 @@ class OpenData:
         loader = Loader(
             items, stream, shape, fingerprint=self.fingerprint, seed=run.train.seed, batch=run.train.batch,
             rank=self.engine.rank, world=self.engine.world, shuffle=self.settings.shuffle, workers=run.train.workers,
-            mean_length=float(np.mean(self._lengths(encoder, items))),
+            mean_length=float(np.mean(self._lengths(encoder, items))), ramp=self._ramp(),
         )  # fmt: skip
         return loader, shape.layouts(held, shape.micros(held)) if held else []
+
+    def _ramp(self) -> Ramp | None:
+        train = self.resolved.run.train
+        if train.batch_ramp is None:
+            return None
+        if train.batch_ramp.start > train.batch:
+            raise UsageError(f"start = {train.batch_ramp.start} is above train.batch = {train.batch}", where="train.batch_ramp")
+        return Ramp(train.batch_ramp.start, train.batch_ramp.increment, train.batch_ramp.examples)
 
     def encoder(self, tokenizer: Any) -> Encoder:
         """The encoder that the settings ask for."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metier.core.optim import Rule, State
+from metier.core.optim import Rule, State, Step
 from metier.core.part import Beta, Claim, NonNegative, Positive, part
 
 
@@ -57,16 +57,16 @@ class Adafactor(Rule):
             return {**state, "v": torch.zeros_like(p)}
         return {**state, "row": p.new_zeros(p.shape[:-1]), "col": p.new_zeros(p.shape[:-2] + p.shape[-1:])}
 
-    def update(self, g: Tensor, p: Tensor, state: State, t: int) -> Tensor:
+    def update(self, g: Tensor, p: Tensor, state: State, step: Step) -> Tensor:
         """The direction above."""
-        keep = 1 - t**-self.decay if self.beta2 is None else self.beta2
+        keep = 1 - step.t**-self.decay if self.beta2 is None else self.beta2
         u = g * self._inverse_root(g.square() + self.eps1, state, 1 - keep)
         if self.clip is not None:
             u /= (_rms(u) / self.clip).clamp(min=1.0)
         if self.scale_parameter:
             u *= _rms(p).clamp(min=self.eps2)
         if self.relative_step:
-            u *= min(1e-2, t**-0.5)
+            u *= min(1e-2, step.t**-0.5)
         return state["m"].lerp_(u, 1 - self.beta1) if self.beta1 else u
 
     def _inverse_root(self, square: Tensor, state: State, weight: float) -> Tensor:

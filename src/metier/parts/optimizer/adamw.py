@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metier.core.optim import Rule, State
+from metier.core.optim import Rule, State, Step
 from metier.core.part import Beta, NonNegative, part
 
 
@@ -29,25 +29,16 @@ class AdamW(Rule):
         """Both moments at zero."""
         return {"m": torch.zeros_like(p), "v": torch.zeros_like(p)}
 
-    def update(self, g: Tensor, p: Tensor, state: State, t: int) -> Tensor:
+    def update(self, g: Tensor, p: Tensor, state: State, step: Step) -> Tensor:
         """The direction above, with ε outside the root."""
         m, v = (
             state["m"].lerp_(g, 1 - self.beta1),
             state["v"].mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2),
         )
-        root = v.div(1 - self.beta2**t).sqrt_().add_(self.eps)
-        return m.div(1 - self.beta1**t).div_(root)
+        root = v.div(1 - self.beta2**step.t).sqrt_().add_(self.eps)
+        return m.div(1 - self.beta1**step.t).div_(root)
 
-    def apply(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[State],
-        t: int,
-        *,
-        lr: float,
-        weight_decay: float,
-    ) -> None:
+    def apply(self, params: list[Tensor], grads: list[Tensor], states: list[State], step: Step) -> None:
         """The whole list by one kernel of torch."""
         from torch.optim.adamw import adamw
 
@@ -60,7 +51,7 @@ class AdamW(Rule):
         where = params[0].device if fused else torch.device("cpu")
         adamw(
             params, grads, [s["m"] for s in states], [s["v"] for s in states], [],
-            [torch.tensor(float(t - 1), device=where) for _ in params],
+            [torch.tensor(float(step.t - 1), device=where) for _ in params],
             fused=fused, foreach=not fused, amsgrad=False, beta1=self.beta1, beta2=self.beta2,
-            lr=lr, weight_decay=weight_decay, eps=self.eps, maximize=False,
+            lr=step.lr, weight_decay=step.weight_decay, eps=self.eps, maximize=False,
         )  # fmt: skip

@@ -9,29 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metier.core.optim import Rule, State
+from metier.core.linalg import orthogonalize
+from metier.core.optim import Rule, State, Step
 from metier.core.part import Beta, Count, part
-
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic: the steepest slope at 0 for which singular values still end near 1 (between about 0.7 and
-1.2).
-"""
-EPS = 1e-7
-
-
-def orthogonalize(x: Tensor, steps: int) -> Tensor:
-    """Roughly the nearest semi-orthogonal matrices to ``x`` ``[k, m, n]``, by Newton-Schulz.
-
-    ``X ← aX + (bA + cA²)X`` with ``A = XXᵀ``, from ``x`` divided by its Frobenius norm.
-    """
-    a, b, c = COEFFICIENTS
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=EPS)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
 
 
 @part("optimizer/muon", paper="https://kellerjordan.github.io/posts/muon/")
@@ -62,7 +42,7 @@ class Muon(Rule):
         """Momentum at zero."""
         return {"m": torch.zeros_like(p)}
 
-    def update(self, g: Tensor, p: Tensor, state: State, t: int) -> Tensor:
+    def update(self, g: Tensor, p: Tensor, state: State, step: Step) -> Tensor:
         """The direction above, for a stack ``[k, m, n]``."""
         momentum = state["m"].lerp_(g, 1 - self.beta)
         x = g.lerp(momentum, self.beta) if self.nesterov else momentum

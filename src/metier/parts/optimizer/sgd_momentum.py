@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metier.core.optim import Rule, State
+from metier.core.optim import Rule, State, Step
 from metier.core.part import Beta, part
 
 
@@ -28,7 +28,7 @@ class SGDMomentum(Rule):
         """The average at zero."""
         return {"m": torch.zeros_like(p)}
 
-    def update(self, g: Tensor, p: Tensor, state: State, t: int) -> Tensor:
+    def update(self, g: Tensor, p: Tensor, state: State, step: Step) -> Tensor:
         """The direction above."""
         m = state["m"].lerp_(g, 1 - self.beta)
         return g.lerp(m, self.beta) if self.nesterov else m
