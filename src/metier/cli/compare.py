@@ -16,11 +16,12 @@ def compare(
     out: Path | None = typer.Option(None, "--out", "-o", help="Folder (default: comparisons/<name>)."),
     ray: bool = typer.Option(False, "--ray", help="Run on a Ray cluster."),
     quiet: bool = typer.Option(False, "--quiet", "-q"),
+    record: bool = typer.Option(False, "--record", help="Keep the result in findings/leaderboard/, for the documentation."),
     json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> int:
     """Compare parts fairly. An interrupted comparison continues where it stopped."""
     from metier.cli.output import emit_json
-    from metier.compare import report, table
+    from metier.compare import check, leaderboard, report, table
     from metier.compare.api import compare as run_compare
     from metier.compare.api import prepare
 
@@ -28,9 +29,13 @@ def compare(
     result, folder = run_compare(prepared, out=out, on_ray=ray, quiet=quiet or json)
     page = folder / "report.html"
     page.write_text(report.render(result), encoding="utf-8")
+    if record:
+        check.keep_leaderboard(result)
     if json:
         emit_json(result.model_dump(mode="json"))
     else:
         table.show(result)
+        if len(result.arms) > 2 and any(r.eval_curve for r in result.runs):
+            print(f"\n{leaderboard.plain(result)}")
         print(f"report: {page}")
     return 0

@@ -92,10 +92,6 @@ def _study(
 
 def finding(id: str, claim: Any, verdict: Verdict, result: ComparisonResult) -> dict[str, Any]:
     """The record of a study: verdict first, then everything that a reader needs to repeat or doubt it."""
-    data = result.model_dump(mode="json")
-    for run in data["runs"]:
-        run.pop("folder", None)
-        run["curve"] = _thinned(run["curve"])
     return {
         "part": id,
         "claim": claim.text if claim else result.question,
@@ -104,8 +100,25 @@ def finding(id: str, claim: Any, verdict: Verdict, result: ComparisonResult) -> 
         "effect": verdict.effect,
         "interval": [verdict.low, verdict.high],
         "text": verdict.text,
-        **data,
+        **_stored(result),
     }
+
+
+def _stored(result: ComparisonResult) -> dict[str, Any]:
+    data = result.model_dump(mode="json")
+    for run in data["runs"]:
+        run.pop("folder", None)
+        run["curve"] = _thinned(run["curve"])
+    return data
+
+
+def keep_leaderboard(result: ComparisonResult) -> Path:
+    """Store the comparison of many parts under ``findings/leaderboard/``, named like their kind or factor."""
+    kind = next(iter(result.arms[0].overrides))
+    question = result.question or f"Which {kind} does best?"
+    place = ROOT / "findings" / "leaderboard" / f"{kind}.json"
+    write_json(place, {**_stored(result), "claim": question})
+    return place
 
 
 def _thinned(curve: dict[str, list], points: int = 40) -> dict[str, list]:

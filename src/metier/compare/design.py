@@ -181,8 +181,15 @@ _LAB_RUN: dict[str, Any] = {
     "optimizer": {"adamw": {"lr": 3e-3}},
     "train": {"steps": 60, "batch": 32, "log_every": 1},
 }
+_LEADERBOARD_RUN: dict[str, Any] = {
+    **_LAB_RUN,
+    "model": "lab/llama-300k",
+    "data": {**_LAB_RUN["data"], "eval_limit": 32},
+    "train": {"steps": 120, "batch": 16, "eval_every": 10, "log_every": 1},
+}
+"""Small enough that two dozen optimizers, each tuned, take a coffee break on two cores."""
 BASES: dict[str, dict[str, Any]] = {
-    "optimizer": _LAB_RUN,
+    "optimizer": _LEADERBOARD_RUN,
     "schedule": _LAB_RUN,
     "hook": _LAB_RUN,
 }
@@ -190,7 +197,7 @@ BASES: dict[str, dict[str, Any]] = {
 LISTS = {"hooks": "hook", "transform": "model"}
 """Keys of a run file that list parts, and the kind of these."""
 LAB_TUNE: dict[str, dict[str, Any]] = {
-    "optimizer": {"factors": [0.3, 1.0, 3.0, 10.0, 30.0]},  # default rates are meant for larger models than the lab's
+    "optimizer": {"factors": [0.3, 1.0, 3.0, 10.0, 30.0, 100.0]},  # default rates are meant for larger models than the lab's
     "hook": {"factors": [0.3, 1.0, 3.0]},
 }
 NO_HOOK = "none"

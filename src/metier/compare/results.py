@@ -78,7 +78,8 @@ class RunResult(_Data):
     """Bytes of optimizer state."""
     params: int
     """Number of trained parameters."""
-    folder: str
+    folder: str = ""
+    """Where it was trained; empty in a stored finding."""
 
     @property
     def failed(self) -> bool:

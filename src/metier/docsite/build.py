@@ -21,6 +21,7 @@ def pages(facts: Facts) -> dict[str, str]:
         "index.md": extra.home(facts),
         "recipes.md": extra.recipes(facts),
         "findings.md": extra.findings(facts),
+        "leaderboards.md": extra.leaderboards(facts),
         "commands.md": commands.page(),
         "runfile.md": runfile.page(),
         **partpages.pages(facts),

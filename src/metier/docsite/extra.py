@@ -1,10 +1,11 @@
-"""Home, recipes and findings."""
+"""Home, recipes, leaderboards and findings."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
 from metier.core.part import KINDS
-from metier.docsite.facts import Facts
+from metier.docsite.facts import Facts, read_result
 from metier.docsite.rowpages import counts
 from metier.docsite.text import bullets, escape, link_parts, table
 
@@ -55,6 +56,34 @@ def recipes(facts: Facts) -> str:
         out += [f"## {path.stem}", escape(" ".join(words))]
         out += [f"```sh\n{orders}\n```"] if orders else []
         out.append(f'```yaml title="recipes/{path.name}"\n' + "\n".join(lines[n:]) + "\n```")
+    return "\n\n".join(out) + "\n"
+
+
+def leaderboards(facts: Facts) -> str:
+    """``leaderboards.md``: comparisons of all parts of a kind, ranked."""
+    from metier.compare import leaderboard
+
+    out = [
+        "# Leaderboards",
+        "Every part of a kind on the same lab model and data, each with its own search of equal size. Tiny models and short "
+        "runs: a ranking here says what is sound and roughly where it stands, not what wins at scale. Times were taken with "
+        "two runs side by side and are rough.",
+    ]
+    for path in sorted((facts.root / "findings" / "leaderboard").glob("*.json")):
+        result = read_result(json.loads(path.read_bytes()))
+        out += [
+            f"## {path.stem} {{ #{path.stem} }}",
+            escape(result.question),
+            leaderboard.markdown(result),
+            escape(leaderboard.caption(result)),
+            bullets(
+                [
+                    f"{result.budget.amount:,.0f} {result.budget.kind} per run, seeds {', '.join(map(str, result.seeds))}, "
+                    f"made {result.created[:10]}.",
+                    *(escape(n) for n in result.notes),
+                ]
+            ),
+        ]
     return "\n\n".join(out) + "\n"
 
 

@@ -70,10 +70,8 @@ def read_finding(name: str, data: dict[str, Any]) -> Finding:
     if "study" in data:
         return _study(name, data)
     from metier.compare import verdict
-    from metier.compare.results import ComparisonResult
 
-    known = {k: v for k, v in data.items() if k in ComparisonResult.model_fields}
-    result = ComparisonResult.model_validate_json(json.dumps(known))
+    result = read_result(data)
     sentences = tuple(f"**{v.word}** — {v.text}" for v in verdict.judge(result))
     facts = [
         ("metric", f"{result.metric}, {'lower' if result.lower_is_better else 'higher'} is better"),
@@ -85,6 +83,14 @@ def read_finding(name: str, data: dict[str, Any]) -> Finding:
         *(("note", n) for n in result.notes),
     ]
     return Finding(name, result.question, sentences, tuple(facts), tuple(dict.fromkeys(_compared(result))))
+
+
+def read_result(data: dict[str, Any]) -> Any:
+    """The comparison inside a stored finding. Raises ``ValueError`` when there is none."""
+    from metier.compare.results import ComparisonResult
+
+    known = {k: v for k, v in data.items() if k in ComparisonResult.model_fields}
+    return ComparisonResult.model_validate_json(json.dumps(known))
 
 
 def _study(name: str, data: dict[str, Any]) -> Finding:
