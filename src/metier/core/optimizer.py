@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from metier.core import shards, stacking
+from metier.core import gradients, shards, stacking
 from metier.core.errors import MetierError, UsageError, unknown
 from metier.core.step import Step
 
@@ -149,7 +149,7 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if self.check_finite:
-            self._refuse_nonfinite()
+            gradients.refuse_nonfinite(self.named())
         order = {id(p): i for i, (_, p) in enumerate(self.named())}
         drawn = self._drawn()
         for group in self.param_groups:
@@ -199,24 +199,9 @@ class Optimizer(torch.optim.Optimizer):
             return self.sampler()
 
     @staticmethod
-    def _sampled(slot: _Slot, gradients: Mapping[int, Tensor]) -> Tensor | None:
-        g = gradients.get(id(slot.p))
+    def _sampled(slot: _Slot, drawn: Mapping[int, Tensor]) -> Tensor | None:
+        g = drawn.get(id(slot.p))
         return None if g is None else shards.opened(shards.gradient_like(slot.p, g), whole=slot.whole).to(slot.value.dtype)
-
-    def _refuse_nonfinite(self) -> None:
-        """Raise before state or weights are touched, on every process of a sharded run."""
-        clean = True
-        grads = [shards.opened(p.grad, whole=False) for _, p in self.named() if p.grad is not None]
-        for same in stacking.buckets(
-            [g for g in grads if g.layout == torch.strided and g.numel()], lambda g: (g.device, g.dtype), lambda g: g.numel()
-        ):
-            largest = torch.stack(torch._foreach_norm(same, float("inf"))).sum()
-            clean = clean and bool(torch.isfinite(largest))
-        if shards.agreed(clean, (p for _, p in self.named())):
-            return
-        bad = next((n for n, p in self.named() if p.grad is not None and not _finite(p.grad)), "")
-        what = f"the gradient of {_called(bad)}" if bad else "a gradient on another process"
-        raise MetierError(f"{what} is not finite; nothing has been changed")
 
     def _steps(self, p: Tensor) -> int:
         return int(self.state[p].get("step", 0)) if p in self.state else 0
@@ -226,7 +211,7 @@ class Optimizer(torch.optim.Optimizer):
         assert grad is not None
         if grad.layout != torch.strided:
             raise UsageError(
-                f"the gradient of {_called(next(n for n, q in self.named() if q is p))} is sparse",
+                f"the gradient of {gradients.called(next(n for n, q in self.named() if q is p))} is sparse",
                 hint="Use nn.Embedding(…, sparse=False).",
             )
         whole = shards.is_sharded(p) and not rule.elementwise
@@ -338,20 +323,12 @@ def _tensor(item: Any) -> Any:
     return item[1] if isinstance(item, tuple) else item
 
 
-def _called(name: str) -> str:
-    return f"parameter {name}" if name.isdigit() else name
-
-
 def _plain_role(p: Tensor) -> str:
     return "matrices" if p.ndim == 2 else "rest" if p.ndim < 2 else "tensors"
 
 
 def _wants_samples(rule: Rule, t: int) -> bool:
     return rule.sample_every > 0 and (t - 1) % rule.sample_every == 0
-
-
-def _finite(grad: Tensor) -> bool:
-    return bool(torch.isfinite(shards.opened(grad, whole=False)).all())
 
 
 def _check_matrices(items: list[Any], rule: Rule, guessed: bool) -> None:

@@ -1,6 +1,7 @@
 """One page per part, and the table of all parts."""
 
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def _page(item: Listing, facts: Facts) -> str:
         *_together(card, facts.ids),
         *_claim(card.claim, facts.ids),
         *_evidence(facts.findings_of(item.id)),
+        *_cost(item, facts.root),
         *_rows(item, facts),
         *_source(item, facts.root),
     ]
@@ -145,6 +147,25 @@ def _evidence(findings: list[Finding]) -> list[str]:
             bullets(f.sentences),
         ]
     return out
+
+
+def _cost(item: Listing, root: Path) -> list[str]:
+    """What a step of an optimizer takes, from the last benchmark that was kept."""
+    path = root / "benchmarks" / "optimizers.json"
+    if item.kind != "optimizer" or not path.is_file():
+        return []
+    kept = json.loads(path.read_bytes())
+    row = kept["rows"].get(item.name)
+    if row is None:
+        return []
+    cells = [
+        ["optimizer state", f"{row['state_bytes_per_parameter']:.2f} bytes per parameter (fp32 AdamW: 8)"],
+        ["step", f"{row['against_foreach']:.2f} × torch's foreach AdamW"],
+        ["step", f"{row['of_forward_backward']:.1%} of forward and backward of {' × '.join(map(str, kept['batch']))} tokens"],
+        ["slowest step", f"{row['worst_over_median']:.2f} × the median"],
+    ]
+    where = f"Measured on the CPU with `benchmarks/optimizers.py`, {kept['model']} ({kept['parameters'] / 1e6:.2f} M parameters)."
+    return ["## Cost", table(["", ""], cells), where]
 
 
 def _rows(item: Listing, facts: Facts) -> list[str]:
