@@ -16,6 +16,7 @@ SURFACE = {
     "doctor": {"json"},
     "probe": {"batches", "changes", "json", "name", "on", "run"},
     "fit": {"at", "bootstrap", "holdout", "json", "law", "options", "plot", "seed", "starts", "table"},
+    "schedule": {"name", "options", "steps", "lr", "longer", "tokens_per_step", "json"},
     "plan": {"run", "overrides", "step", "json"},
     "eval": {"target", "overrides", "data", "format", "limit", "objective", "tasks", "json"},
     "check": {"part", "all_parts", "minutes", "contract", "quick", "seeds", "out", "json"},

@@ -24,7 +24,7 @@ def fit(
     at: float | None = typer.Option(
         None,
         "--at",
-        help="Training FLOPs for which to print the optimal size and data, where the law has one.",
+        help="Training FLOPs (or what the law counts in) for which to print the optimum, where the law has one.",
     ),
     plot: Path | None = typer.Option(None, "--plot", help="Write observed against predicted as SVG."),
     json: bool = typer.Option(False, "--json", help="Machine-readable output."),
@@ -45,7 +45,7 @@ def fit(
     if json:
         emit_json({"law": built.id, "table": str(table), **result.to_dict(), "optimum": optimum})
     else:
-        _print(built.id, table, result, at, optimum)
+        _print(built.id, table, result, at, optimum, getattr(built.obj, "at_unit", "FLOPs"))
 
 
 def _build(law: str, given: list[str]) -> tuple[Any, dict[str, str]]:
@@ -69,7 +69,7 @@ def _build(law: str, given: list[str]) -> tuple[Any, dict[str, str]]:
     return part.build("law", {law: own}), renamed
 
 
-def _print(id: str, table: Path, result: Any, at: float | None, optimum: dict[str, float] | None) -> None:
+def _print(id: str, table: Path, result: Any, at: float | None, optimum: dict[str, float] | None, unit: str) -> None:
     from metier.cli.output import table as show
 
     spread = (sum(r * r for r in result.residuals) / result.rows) ** 0.5
@@ -88,4 +88,4 @@ def _print(id: str, table: Path, result: Any, at: float | None, optimum: dict[st
         print(f"held out ({h['rule']}): {h['rows']} rows, mean error {100 * h['mean_relative_error']:.3g} %, "
               f"worst {100 * h['worst_relative_error']:.3g} %, bias {100 * h['bias']:+.3g} %")  # fmt: skip
     if optimum:
-        print(f"at {at:.3g} FLOPs: " + ", ".join(f"{k} {v:.4g}" for k, v in optimum.items()))
+        print(f"at {at:.3g} {unit}: " + ", ".join(f"{k} {v:.4g}" for k, v in optimum.items()))

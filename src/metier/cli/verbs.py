@@ -17,6 +17,7 @@ VERBS = {
     "export": "Write a model folder and prove that it answers as the trained one did.",
     "probe": "Measure a model.",
     "fit": "Fit a scaling law to a table.",
+    "schedule": "What theory advises about a schedule: best peaks, bounds, going on for longer.",
     "new": "Scaffold a part and its test.",
     "docs": "Build the documentation site.",
     "doctor": "What this machine offers: versions, devices, disk, models, network.",

@@ -1,4 +1,8 @@
-"""Oracle of schedule/wsd: the three shapes in NumPy, and transformers' schedule."""
+"""Oracle of schedule/wsd: the shapes in NumPy, transformers' schedule, and the piecewise plateau of a continued run.
+
+Bugs it is meant to catch: a decay that starts a step early or late, ends above 0, is exponential without its offset, or a
+drop that is forgotten inside the decay.
+"""
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ SHAPES = {
     "linear": lambda y: 1 - y,
     "sqrt": lambda y: 1 - np.sqrt(y),
     "cosine": lambda y: (1 + np.cos(np.pi * y)) / 2,
+    "exponential": lambda y: (np.exp(1 - y) - 1) / (np.e - 1),
 }
 
 
@@ -47,3 +52,18 @@ def test_the_stable_stretch_does_not_depend_on_the_length():
 def test_no_decay_and_nothing_but_decay():
     np.testing.assert_array_equal(curve(10, decay=0.0), 1.0)
     np.testing.assert_allclose(curve(10, decay=1.0, shape="linear"), 1 - np.arange(11) / 10)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ends_are_exact(shape):
+    got = curve(64, decay=0.25, shape=shape)
+    assert got[48] == 1.0
+    assert got[64] == 0.0
+
+
+def test_a_continued_run_keeps_its_plateau_and_then_a_lower_one():
+    """The shorter run of 100 would have begun its decay at 80, which is 0.4 of 200."""
+    got = curve(200, decay=0.2, shape="linear", drop=0.5, drop_at=0.4)
+    np.testing.assert_array_equal(got[:80], 1.0)
+    np.testing.assert_array_equal(got[80:160], 0.5)
+    np.testing.assert_allclose(got[160:], 0.5 * (1 - np.arange(41) / 40), atol=1e-12)
