@@ -210,6 +210,7 @@ def _groups(id: str, rule: Rule) -> None:
     lr = default_lr(rule)
     two = [{"params": [nn.Parameter(torch.ones(4, 6))], "lr": x, "weight_decay": w} for x, w in ((lr, 0.0), (0.0, 0.5))]
     optimizer = Optimizer(two, rule, lr=1.0)
+    optimizer.sampler = lambda: (4, {})
     for group in optimizer.param_groups:
         group["params"][0].grad = torch.ones(4, 6)
     optimizer.step()

@@ -96,3 +96,10 @@ def test_the_second_moment_of_a_matrix_is_rows_plus_columns():
     rule = part.build("optimizer", {"adafactor": {"beta1": 0.0}}).obj
     state = rule.init(torch.zeros(40, 60))
     assert sum(v.numel() for v in state.values()) == 100
+
+
+def test_the_scale_of_the_loss_does_not_matter_up_to_eps(course):
+    scaled = type(course)(course.start.shape)
+    scaled.grads = [1000 * g for g in scaled.grads]
+    np.testing.assert_allclose(scaled.run("adafactor"), course.run("adafactor"), rtol=1e-10)
+    assert not np.allclose(scaled.run("adafactor", eps1=0.1, clip=None), course.run("adafactor", eps1=0.1, clip=None), rtol=1e-3)
