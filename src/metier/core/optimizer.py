@@ -270,12 +270,13 @@ class Optimizer(torch.optim.Optimizer):
         params = [p for p, _ in rows]
         states = [self._stored(p, self.rule, p, False) for p in params]
         t = 1 + max((int(s["step"]) for s in states), default=0)
-        for state in states:
-            state["step"] = t
-        return self.rule.step(  # type: ignore[attr-defined]
+        loss = self.rule.step(  # type: ignore[attr-defined]
             _two_way(closure, params), params, states, t=t,
             lr=[float(g["lr"]) for _, g in rows], weight_decay=[float(g["weight_decay"]) for _, g in rows],
         )  # fmt: skip
+        for state in states:  # a step that raised has not been made
+            state["step"] = t
+        return loss
 
     # --- state ----------------------------------------------------------------------------------------
 

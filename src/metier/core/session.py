@@ -175,6 +175,10 @@ def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: 
         run, bundle, engine, optimizer, wrapped, folder,
         Clock(0, steps, 0, loader.tokens_per_step), journal.emit, dict, attached,
     )  # fmt: skip
+    if "closure" in resolved.needs and run.train.clip is not None:
+        journal.emit(
+            {"event": "notice", "text": f"{resolved.optimizer.built.id} evaluates the loss itself: train.clip is not applied"}
+        )
     if run.train.gradient_checkpointing:
         models.checkpoint_activations(bundle.model)
     listeners = [b.built.obj for b in resolved.parts()]
