@@ -93,3 +93,13 @@ def test_an_adapter_and_its_average_are_gathered_and_saved(alone):
     one = train(alone, "lora-one", "adapter=lora", "hooks=[ema]", "optimizer.lr=1e-3")
     two = train(alone, "lora-two", "adapter=lora", "hooks=[ema]", "optimizer.lr=1e-3", "train.strategy=fsdp", world=2)
     assert_same(weights(two, "adapter"), weights(one, "adapter"))
+
+
+def test_compressed_gradients_give_the_trajectory_of_one(alone):
+    """Each process keeps its own gradient of the matrices; only small factors are exchanged."""
+    dion = ["optimizer={dion: {rank_fraction: 0.5, lr: 0.01, compressed: true}}", "train.clip=null"]
+    one = train(alone, "dion-one", *dion)
+    two = train(alone, "dion-two", *dion, world=2)
+    assert_same(weights(two), weights(one))
+    train(alone, "dion-resumed", *dion, "train.steps=3", world=2)
+    assert_same(weights(train(alone, "dion-resumed", *dion, world=2)), weights(one))

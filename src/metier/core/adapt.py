@@ -100,6 +100,13 @@ class LinearAdapter(_Wrapper):
     """
 
     base: nn.Linear
+    calibration: int = 0
+    """Steps of training data whose loss gradient :meth:`start` wants before the first step of a run; 0: none."""
+
+    def start(self, gradient: Tensor) -> Mapping[str, Tensor]:
+        """Start values by own name (of ``own_state``), given the gradient ``[out, in]`` of the mean loss at the base's
+        weight. Called once, when a run starts afresh and ``calibration`` is not 0."""
+        return {}
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """``(weight [out, in], bias [out] or None)`` of one plain layer that computes the same (without

@@ -81,6 +81,27 @@ class Engine:
         dist.all_reduce(total)
         return total.tolist()
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sum of a tensor over all processes, in its own type."""
+        if self.world == 1:
+            return tensor
+        moved = tensor.to(self._comm_device(), copy=True)
+        dist.all_reduce(moved)
+        return moved.to(tensor.device)
+
+    def average_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors by their means over all processes."""
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= self.world
+
+    def largest(self, value: Tensor) -> Tensor:
+        """The largest of the processes' values; infinite when one of them is not a number."""
+        if self.world > 1:
+            value = value.nan_to_num(nan=float("inf"))
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
         return flag if self.world == 1 else self.sum([float(flag)])[0] > 0

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -159,3 +159,35 @@ def gaussian(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Standard normal numbers that depend on the shape alone: the same on every process and device."""
     source = torch.Generator().manual_seed(zlib.crc32(repr(tuple(shape)).encode()))
     return torch.randn(shape, generator=source, dtype=torch.float64).to(like)
+
+
+def power_factors(
+    b: Tensor,
+    q: Tensor,
+    *,
+    iterations: int = 1,
+    qr: str = "auto",
+    eps: float = 0.0,
+    mean: Callable[[Tensor], Tensor] = lambda x: x,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """P ``[…, m, r]`` with orthonormal columns, R ``[…, n, r]`` with ``P Rᵀ ≈ B``, and R with unit columns, from ``b``
+    ``[…, m, n]``, m >= n, and ``q`` ``[…, n, r]``.
+
+    ``P = orth(mean(B Q))``, ``R = mean(Bᵀ P)``, again from ``Q = R`` up to ``iterations`` times. ``mean`` averages over
+    replicas that have a B each. Where B is zero, P and R are too, and R with unit columns is Q with unit columns.
+    """
+    method = qr if qr != "auto" else "householder" if b.device.type == "cpu" else "cholesky"
+    r = q
+    for _ in range(iterations):
+        p = orthonormal(mean(r.mT @ b.mT).mT, method)
+        r = mean(b.mT @ p)
+    length = _lengths(r)
+    empty = ~length.any(-1, keepdim=True)
+    if bool(empty.any()):
+        p, length = p.mul_(~empty), torch.where(empty, _lengths(q), length)
+    return p, r, torch.where(empty, q, r).div_(length + eps)
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """Of the columns; on a CPU much faster than torch's norm."""
+    return x.square().sum(-2, keepdim=True).sqrt_()

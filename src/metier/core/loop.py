@@ -19,6 +19,7 @@ import torch
 from metier.core import checkpoint, guards
 from metier.core.context import Context, derive_seed
 from metier.core.engine import peak_memory
+from metier.core.errors import UsageError
 from metier.core.events import Dispatcher
 from metier.core.session import Session
 
@@ -47,6 +48,7 @@ class Loop:
         self.ctx.evaluate = self.evaluate
         self.ctx.optimizer.sampler = self._sampled_gradients  # type: ignore[attr-defined]
         self.dispatch = Dispatcher(session.listeners)
+        self.local = self._local()
         self.after_step: list[Any] = [m.after_step for m in self.ctx.model.modules() if hasattr(m, "after_step")]
         self.guard = guards.NonFinite(self.ctx.run.train.on_nonfinite, self.ctx.run.train.max_skips)
         logged = session.log.events()
@@ -85,6 +87,14 @@ class Loop:
             if status != "interrupted":
                 self.dispatch("on_end", ctx)
         return Outcome(status, ctx.clock.step, {**_numbers(ctx.metrics), **self.last_eval}, self.s.stop.signal)
+
+    def _local(self) -> set[int]:
+        """Parameters, by ``id``, whose gradients stay each process's own."""
+        local = {id(p) for p in self.ctx.optimizer.local()}  # type: ignore[attr-defined]
+        if local and self.ctx.engine.world > 1 and self.ctx.engine.strategy == "fsdp":
+            raise UsageError("this optimizer averages gradients itself: it cannot be used with sharded weights",
+                             where="train.strategy", hint="Use ddp.")  # fmt: skip
+        return local if self.ctx.engine.world > 1 else set()
 
     def _counted_step(self) -> bool:
         """A step; the first one counts matrix-product FLOPs when the session asks for it."""
@@ -139,6 +149,8 @@ class Loop:
         losses, sums = self._evaluated(batch, backward=True)
         trainable = [p for _, p in ctx.trainable()]
         norm = ctx.engine.grad_norm(trainable)
+        if self.local:
+            norm = ctx.engine.largest(norm)  # one factor for clipping, and one opinion on what is finite
         totals = self._totals(losses, sums, norm, batch)
         if not self._check(totals, batch):
             ctx.optimizer.zero_grad(set_to_none=True)
@@ -183,7 +195,7 @@ class Loop:
         losses, sums = [], {}
         self._seed()
         for i, layout in enumerate(ctx.layouts):
-            with engine.accumulating(ctx.module, last=i == len(ctx.layouts) - 1):
+            with engine.accumulating(ctx.module, last=i == len(ctx.layouts) - 1 and not self.local):
                 with engine.autocast():
                     total, _, metrics = ctx.module(layout)
                 if backward:
@@ -191,6 +203,8 @@ class Loop:
             losses.append(total.detach())
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0) + value
+        if backward and self.local:
+            engine.average_(p.grad for _, p in ctx.trainable() if p.grad is not None and id(p) not in self.local)
         return losses, sums
 
     def _sampled_gradients(self) -> tuple[int, dict[int, torch.Tensor]]:

@@ -41,6 +41,9 @@ class Rule:
     """Peak learning rate when none is given."""
     fallback: ClassVar[str] = "optimizer/adamw"
     """Part that moves what a matrix method does not."""
+    local_gradients: ClassVar[bool] = False
+    """In data-parallel runs the rule takes each process's own gradient and does the averaging itself, of something
+    smaller. Its ``settle(states)`` makes the state of all processes equal before it is saved."""
     sample_every: ClassVar[int] = 0
     """k > 0: :attr:`Step.sampled` is wanted at t = 1, 1 + k, 1 + 2k, …"""
 

@@ -289,8 +289,15 @@ class Optimizer(torch.optim.Optimizer):
             for key, value in state_dict["state"].get(i, {}).items():
                 self.state[p][key] = value.detach().to(p.device, copy=True) if isinstance(value, Tensor) else value
 
+    def local(self) -> list[Tensor]:
+        """Parameters whose gradients must not be averaged over processes: their rule does that itself."""
+        return [p for g in self.param_groups if self.rule_of(g["role"]).local_gradients for p in g["params"]]
+
     def full_state_dict(self) -> dict[str, dict[str, Any]]:
         """``{parameter name: {"step": t, key: whole CPU tensor}}``. Every process must call it."""
+        for p in self.local():
+            if p in self.state:
+                self.rule.settle([self.state[p]])  # type: ignore[attr-defined]
         return {
             name: {k: _to_cpu(v) if isinstance(v, Tensor) else v for k, v in self.state[p].items()}
             for name, p in self.named() if p in self.state

@@ -8,12 +8,14 @@ import contextlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metier.core import state
 from metier.core.batch import Batch
 from metier.core.engine import Engine
 from metier.core.errors import UsageError
@@ -34,6 +36,8 @@ class Probe:
     """The batch type of the run's objective (``metier.core.batch``)."""
     layouts: Sequence[Layout]
     engine: Engine
+    folder: Path | None = None
+    """The run's folder, when a finished or interrupted run is probed."""
 
     @property
     def model(self) -> Any:
@@ -84,6 +88,31 @@ def undisturbed(probe: Probe, seed: int = 0) -> Iterator[Probe]:
         np.random.set_state(state[2])
 
 
+def checkpoints(probe: Probe) -> Iterator[int | None]:
+    """Steps of the complete checkpoints in the run's folder, oldest first; meanwhile the model has their weights.
+
+    Without any, ``None`` once, for the model as it is. The model is as before when the iterator is used up or closed.
+    Parts that show an evaluation other weights (such as averages) are not asked.
+    """
+    own, before = probe.model.state_dict(keep_vars=True), {}
+    paths = sorted((probe.folder / "checkpoints").glob("step-*")) if probe.folder else []
+    try:
+        for path in paths:
+            try:
+                found = state.read(path)
+            except state.Damaged:
+                continue
+            for name, value in found.tensors["model"].items():
+                before.setdefault(name, own[name].detach().clone())
+                own[name].detach().copy_(value)
+            yield found.step
+        if not before:
+            yield None
+    finally:
+        for name, value in before.items():
+            own[name].detach().copy_(value)
+
+
 @contextlib.contextmanager
 def as_evaluated(session: Any) -> Iterator[None]:
     """A session's parts switched to what an evaluation would see (such as averaged weights), and back."""
@@ -96,11 +125,11 @@ def as_evaluated(session: Any) -> Iterator[None]:
         dispatch("on_eval_end", ctx)
 
 
-def probe_session(session: Any, *, on: str = "auto", batches: int | None = None) -> Probe:
+def probe_session(session: Any, *, on: str = "auto", batches: int | None = None, folder: Path | None = None) -> Probe:
     """The model of a session with layouts of its held-out (``eval``) or training data (``train``).
 
-    ``auto`` takes held-out data when the run has any. ``batches`` limits the number of layouts. Raises
-    ``UsageError`` when there are no such data.
+    ``auto`` takes held-out data when the run has any; training data go on where the session stands, or begin anew when
+    they have ended. ``batches`` limits the number of layouts. Raises ``UsageError`` when there are no such data.
     """
     ctx = session.context
     if on == "auto":
@@ -109,9 +138,18 @@ def probe_session(session: Any, *, on: str = "auto", batches: int | None = None)
         raise UsageError("the run has no held-out data", hint="Give data.eval or data.eval_fraction, or probe --on train.")
     found: list[Layout] = list(session.eval_layouts) if on == "eval" else []
     if on == "train":
-        for step in session.loader:
-            found += step.micro
-            if len(found) >= (batches or 1):
-                break
+        found = _training(session.loader, batches or 1)
+        if not found:
+            session.loader.position = session.loader.epoch = session.loader.drawn = 0
+            found = _training(session.loader, batches or 1)
     reads = getattr(ctx.module, "module", ctx.module).reads
-    return Probe(ctx.bundle, ctx.module, reads, found[:batches], ctx.engine)
+    return Probe(ctx.bundle, ctx.module, reads, found[:batches], ctx.engine, folder)
+
+
+def _training(loader: Any, layouts: int) -> list[Layout]:
+    found: list[Layout] = []
+    for step in loader:
+        found += step.micro
+        if len(found) >= layouts:
+            break
+    return found

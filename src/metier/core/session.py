@@ -73,11 +73,14 @@ class Session:
         """Run the loop and publish the result."""
         from metier.core import checkpoint
         from metier.core.api import Result
+        from metier.core.basegrad import start_adapters
         from metier.core.loop import Loop
 
         ctx = self.context
         resumed = checkpoint.resume(self)
         before = 0.0 if resumed is None else _seconds_before(ctx.folder)
+        if resumed is None:
+            start_adapters(self)
         self.log.start(resumed or 0, ctx.clock.steps)
         if resumed is not None:
             ctx.emit({"event": "notice", "step": resumed, "text": f"continuing after step {resumed} of {ctx.clock.steps}"})
@@ -186,7 +189,7 @@ def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: 
         context, resolved, loader, eval_layouts, Schedule(resolved.schedule.built, **resolved.schedule.common), listeners,
         _stateful(resolved), journal, stop, "closure" in resolved.needs,
     )  # fmt: skip
-    session._saved = _saved_tensors(bundle.model)
+    session._saved = _saved_tensors(bundle.model, attached)
     session.record = _record(session, data.fingerprint)
     return session
 
@@ -241,11 +244,15 @@ def _reference(resolved: Resolved, bundle: models.Bundle, attached: Any, engine:
     return reference_scorer(frozen.to(engine.device).requires_grad_(False).eval(), contextlib.nullcontext)
 
 
-def _saved_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+def _saved_tensors(model: nn.Module, attached: Any = None) -> list[tuple[str, Tensor]]:
+    """What is trainable, and persistent buffers: all of them, or the adapter's where everything else is frozen."""
     persistent = {n for n in model.state_dict(keep_vars=True)}
     params = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     frozen_everything_else = len(params) < len(list(model.parameters()))
-    buffers = [] if frozen_everything_else else [(n, b) for n, b in model.named_buffers() if n in persistent]
+    own = {id(t) for a in getattr(attached, "adapters", {}).values() for t in a.own_state().values()}
+    buffers = [
+        (n, b) for n, b in model.named_buffers() if n in persistent and (not frozen_everything_else or id(b) in own)
+    ]  # fmt: skip
     return [*params, *buffers]
 
 

@@ -157,3 +157,28 @@ def test_bfloat16_is_normalised_in_float32():
     assert out.dtype == torch.bfloat16
     raw = layer.q_proj(x).double().detach().numpy()
     np.testing.assert_allclose(out.double().detach().numpy(), normed(raw, 8, "rms", 1.0), rtol=0.005)
+
+
+def test_layer_norm_with_gain_and_bias(lab, family, kind):
+    """The form of arXiv:2410.16682; at the start no logit exceeds the square root of the head's width."""
+    from metier.core.attention import observed
+
+    def change(model):
+        for n, p in model.named_parameters():
+            if n.startswith(f"{lab_block(model)}.") and "norm." in n and ("proj.norm" in n or "c_attn" in n):
+                p.copy_(torch.linspace(-1, 2, len(p)))
+
+    def lab_block(model):
+        return next(n for n, m in model.named_modules() if m is models.blocks(model)[0])
+
+    size = 8 if family == "lab/llama-50k" else 32
+    vector = np.linspace(-1, 2, size)
+    options = {"norm": "layer", "bias": True}
+    lab.check(
+        "qk-norm", family, kind, options=options, change=change,
+        q=lambda x: lab.layer_norm(x, vector, vector), k=lambda x: lab.layer_norm(x, vector, vector),
+    )  # fmt: skip
+    model, largest = lab.apply("qk-norm", lab.load(family), **options), []
+    with observed(model, lambda s: largest.append(max(float(z.abs().max()) for _, z, _, _ in s.rows())), "x"):
+        logits(model)
+    assert 0 < max(largest) <= size**0.5 * (1 + 1e-6)

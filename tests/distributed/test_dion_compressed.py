@@ -1,0 +1,107 @@
+"""optimizer/dion averaging small matrices only: two gloo processes with a gradient each, against one with their mean."""
+
+import os
+import socket
+
+import pytest
+import torch
+
+from metier.core import part
+from metier.core.optim import Optimizer
+
+SHAPES = {"tall": (24, 10), "wide": (10, 24), "square": (12, 12)}
+STEPS = 12
+FRACTIONS = (0.25, 1.0)
+
+
+def gradients(t):
+    """For each of two processes, one gradient a parameter."""
+    source = torch.Generator().manual_seed(t)
+    return [{n: torch.randn(s, generator=source, dtype=torch.float64) for n, s in SHAPES.items()} for _ in range(2)]
+
+
+def trained(pick, **options):
+    """Parameters and optimizer after some steps on ``pick`` of the gradients of both."""
+    params = {n: torch.nn.Parameter(torch.ones(s, dtype=torch.float64)) for n, s in SHAPES.items()}
+    optimizer = Optimizer(list(params.items()), part.build("optimizer", {"dion": options}).obj, lr=0.01, weight_decay=0.1)
+    for t in range(STEPS):
+        for name, g in pick(gradients(t)).items():
+            params[name].grad = g
+        optimizer.step()
+    return {n: p.detach() for n, p in params.items()}, optimizer
+
+
+def mean(both):
+    return {n: (both[0][n] + both[1][n]) / 2 for n in SHAPES}
+
+
+def process(rank, world, port, results):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    for fraction in FRACTIONS:
+        results[rank, fraction] = compressed(rank, rank_fraction=fraction)
+    torch.distributed.destroy_process_group()
+
+
+def compressed(rank, **options):
+    """Weights, own states, settled states, and how many numbers were sent in the steps."""
+    sent = []
+    reduce = torch.distributed.all_reduce
+    torch.distributed.all_reduce = lambda x, *args, **named: sent.append(x.numel()) or reduce(x, *args, **named)
+    params, optimizer = trained(lambda both: both[rank], compressed=True, **options)
+    torch.distributed.all_reduce = reduce
+    states = optimizer.full_state_dict()
+    optimizer.rule.settle([optimizer.state[p] for _, p in optimizer.named()])
+    settled = optimizer.full_state_dict()
+    kept = ({n: {k: s[n][k].tolist() for k in ("m", "q")} for n in SHAPES} for s in (states, settled))
+    return [{n: p.tolist() for n, p in params.items()}, *kept, sum(sent)]
+
+
+@pytest.fixture(scope="module")
+def replicas():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(process, (2, port, results), nprocs=2)
+        return dict(results)
+
+
+@pytest.fixture(params=FRACTIONS, ids=["rank 1/4", "full rank"])
+def both(request, replicas):
+    return {"rank_fraction": request.param}, [replicas[rank, request.param] for rank in (0, 1)]
+
+
+def test_weights_are_those_of_one_process_with_the_mean_gradient(both):
+    options, results = both
+    params, optimizer = trained(mean, **options)
+    alone = optimizer.full_state_dict()
+    for name in SHAPES:
+        for rank in (0, 1):
+            found, local, settled, _ = results[rank]
+            torch.testing.assert_close(torch.tensor(found[name], dtype=torch.float64), params[name], rtol=0, atol=1e-9)
+            for state in (local, settled):
+                torch.testing.assert_close(
+                    torch.tensor(state[name]["q"], dtype=torch.float64), alone[name]["q"], rtol=0, atol=1e-9
+                )
+            torch.testing.assert_close(torch.tensor(settled[name]["m"], dtype=torch.float64), alone[name]["m"], rtol=0, atol=1e-9)
+        apart = torch.tensor(results[0][1][name]["m"]) - torch.tensor(results[1][1][name]["m"])
+        assert (apart.abs().max() > 1) == (options["rank_fraction"] < 1)
+        assert results[0][0][name] == results[1][0][name], "replicas must not drift apart by a bit"
+
+
+def test_only_small_matrices_are_sent(both):
+    """(m + n) r numbers a matrix and step below full rank, the whole gradient otherwise."""
+    options, results = both
+    ranks = {n: part.build("optimizer", {"dion": options}).obj.rank(*s) for n, s in SHAPES.items()}
+    full = options["rank_fraction"] == 1
+    wanted = STEPS * sum(s[0] * s[1] if full else sum(s) * ranks[n] for n, s in SHAPES.items())
+    assert results[0][3] == wanted
+
+
+def test_alone_the_option_does_nothing():
+    one, _ = trained(mean, rank_fraction=0.25)
+    other, _ = trained(mean, rank_fraction=0.25, compressed=True)
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
