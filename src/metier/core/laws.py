@@ -146,18 +146,19 @@ def log_prediction(law: Law, theta: ndarray, x: Table) -> ndarray:
 
 
 def fit(
-    law: Law, table: Table, *, starts: int = 24, bootstrap: int = 200, seed: int = 0, delta: float = 1e-3,
+    law: Law, table: Table, *, starts: int = 24, bootstrap: int = 200, seed: int = 0, delta: float | None = None,
     holdout: float | str | None = None,
 ) -> Fit:  # fmt: skip
     """Fit ``law`` to the columns of ``table``.
 
-    Of the law's own starts the ``starts`` with the lowest loss are optimised. Intervals are percentiles over
-    ``bootstrap`` resamples of the rows, each refitted from the best solution and from the start. ``holdout``
+    ``delta`` is the width of the Huber loss; when not given, the law's own (``law.delta``) or 1e-3. Of the law's own
+    starts the ``starts`` with the lowest loss are optimised. Intervals are percentiles over ``bootstrap`` resamples of the rows, each refitted from the best solution and from the start. ``holdout``
     is the share of rows of the largest scale, or a condition such as ``N>=1e9``: the law is also fitted
     without these rows and asked to predict them.
 
     Raises ``UsageError`` for missing columns, values that are not positive and finite, or too few rows.
     """
+    delta = getattr(law, "delta", 1e-3) if delta is None else delta
     x, y = columns(law, table)
     best, losses = _best(_Problem(law, x, y, delta), law.start(x, y), starts)
     problem = _Problem(law, x, y, delta)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from metier.core import part
+from metier.core.errors import UsageError
 from metier.testing import check_part
 from metier.testing._tiny import same, tiny, weights
 
@@ -118,3 +119,58 @@ def test_frozen_weights_are_not_averaged_and_later_freezing_does_not_matter():
         p.requires_grad_(False)
     run.dispatch("on_step", run.context)
     assert hook.updates == 1
+
+
+def test_without_decay_the_average_is_the_weights():
+    _, run = started(decay=0.0, start="debias")
+    history(run, 3)
+    assert same(evaluated(run), weights(run.context.model))
+
+
+def test_debiased_average_of_constant_weights_is_these():
+    hook = part.build("hook", {"ema": {"decay": 0.99, "start": "debias"}}).obj
+    run = tiny(hook)
+    run.dispatch("on_start", run.context)
+    for _ in range(7):
+        run.dispatch("on_step", run.context)
+    got, live = evaluated(run), weights(run.context.model)
+    for name, w in live.items():
+        torch.testing.assert_close(got[name], w, rtol=2e-6, atol=1e-7)
+
+
+def several(evaluating, *options):
+    hooks = [part.build("hook", {"ema": o}).obj for o in options]
+    run = tiny(hooks[0])
+    run.listeners[:] = hooks
+    run.dispatch = type(run.dispatch)(hooks)
+    run.context.run = run.context.run.model_copy(
+        update={"train": run.context.run.train.model_copy(update={"eval_every": 2 if evaluating else None})}
+    )
+    run.dispatch("on_start", run.context)
+    return hooks, run
+
+
+def test_several_averages_are_measured_and_training_goes_on_the_same():
+    options = [{"decay": d, "start": "debias", "use": False, "log": True} for d in (0.5, 0.9)]
+    _, plain = several(False, {"use": False})
+    hooks, run = several(True, *options, {"decay": 0.2})
+    assert [same(a, b) for a, b in zip(history(run, 4), history(plain, 4), strict=True)] == [True] * 5
+    measured = {n: run.context.metrics[f"ema_{n}_loss"] for n in ("0.5", "0.9")}
+    assert "ema_0.2_loss" not in run.context.metrics
+    for hook, (name, value) in zip(hooks, measured.items(), strict=False):
+        alone = tiny(part.build("hook", {"ema": {"decay": float(name), "start": "debias"}}).obj)
+        alone.dispatch("on_start", alone.context)
+        history(alone, 4)
+        assert alone.evaluate()["eval_loss"] == pytest.approx(value, rel=1e-6)
+        assert hook.updates == 4
+    assert measured["0.5"] != measured["0.9"]
+
+
+def test_two_used_averages_are_refused_before_training():
+    _, run = several(False, {"use": False})
+    run.context.run = run.context.run.model_copy(update={"hooks": ["ema", {"hook/ema": {"decay": 0.9}}]})
+    hook = part.build("hook", "ema").obj
+    with pytest.raises(UsageError, match="only one average"):
+        hook.on_start(run.context)
+    run.context.run = run.context.run.model_copy(update={"hooks": ["ema", {"ema": {"use": False}}]})
+    hook.on_start(run.context)
