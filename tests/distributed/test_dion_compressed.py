@@ -51,9 +51,8 @@ def compressed(rank, **options):
     torch.distributed.all_reduce = lambda x, *args, **named: sent.append(x.numel()) or reduce(x, *args, **named)
     params, optimizer = trained(lambda both: both[rank], compressed=True, **options)
     torch.distributed.all_reduce = reduce
-    states = optimizer.full_state_dict()
-    optimizer.rule.settle([optimizer.state[p] for _, p in optimizer.named()])
-    settled = optimizer.full_state_dict()
+    states = {n: {k: v.clone() for k, v in optimizer.state[p].items() if k in ("m", "q")} for n, p in optimizer.named()}
+    settled = optimizer.full_state_dict()  # settles: what is saved must not be one process's own
     kept = ({n: {k: s[n][k].tolist() for k in ("m", "q")} for n in SHAPES} for s in (states, settled))
     return [{n: p.tolist() for n, p in params.items()}, *kept, sum(sent)]
 

@@ -17,6 +17,7 @@ SURFACE = {
     "probe": {"batches", "changes", "json", "name", "on", "run"},
     "fit": {"at", "bootstrap", "holdout", "json", "law", "options", "plot", "seed", "starts", "table"},
     "schedule": {"name", "options", "steps", "lr", "longer", "tokens_per_step", "json"},
+    "meta": {"run", "overrides", "out", "iterations", "pairs", "sigma", "lr", "seed", "json"},
     "plan": {"run", "overrides", "step", "json"},
     "eval": {"target", "overrides", "data", "format", "limit", "objective", "tasks", "json"},
     "check": {"part", "all_parts", "minutes", "contract", "quick", "seeds", "out", "json"},

@@ -36,7 +36,7 @@ def probe(
         open_session(settings, document, Path(aside), quiet=True, handle_signals=False) as session,
     ):
         step = _resume(session, run)
-        seen = probing.probe_session(session, on=on, batches=batches)
+        seen = probing.probe_session(session, on=on, batches=batches, folder=run if run.is_dir() else None)
         with probing.as_evaluated(session), probing.undisturbed(seen):
             found = built.obj(seen)
         data = {"layouts": len(seen.layouts), "examples": sum(len(x.ids) for x in seen.layouts)}
@@ -85,9 +85,11 @@ def _settings(run: Path, overrides: list[str]) -> Any:
 def _resume(session: Any, run: Path) -> int | None:
     """Load the newest checkpoint of a run folder. Raises ``UsageError`` when there is none."""
     from metier.core import checkpoint
+    from metier.core.basegrad import start_adapters
     from metier.core.errors import UsageError
 
     if not run.is_dir():
+        start_adapters(session)
         return None
     aside, session.context.folder = session.context.folder, run
     step = checkpoint.resume(session)

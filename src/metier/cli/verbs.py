@@ -16,6 +16,7 @@ VERBS = {
     "merge": "Merge models or checkpoints.",
     "export": "Write a model folder and prove that it answers as the trained one did.",
     "probe": "Measure a model.",
+    "meta": "Learn the file of a learned optimizer from many short runs.",
     "fit": "Fit a scaling law to a table.",
     "schedule": "What theory advises about a schedule: best peaks, bounds, going on for longer.",
     "new": "Scaffold a part and its test.",

@@ -151,10 +151,10 @@ def fit(
 ) -> Fit:  # fmt: skip
     """Fit ``law`` to the columns of ``table``.
 
-    ``delta`` is the width of the Huber loss; when not given, the law's own (``law.delta``) or 1e-3. Of the law's own
-    starts the ``starts`` with the lowest loss are optimised. Intervals are percentiles over ``bootstrap`` resamples of the rows, each refitted from the best solution and from the start. ``holdout``
-    is the share of rows of the largest scale, or a condition such as ``N>=1e9``: the law is also fitted
-    without these rows and asked to predict them.
+    ``delta`` is the width of the Huber loss; when not given, the law's own (``law.delta``) or 1e-3. Of the law's own starts the
+    ``starts`` with the lowest loss are optimised. Intervals are percentiles over ``bootstrap`` resamples of the rows, each
+    refitted from the best solution and from the start. ``holdout`` is the share of rows of the largest scale, or a condition
+    such as ``N>=1e9``: the law is also fitted without these rows and asked to predict them.
 
     Raises ``UsageError`` for missing columns, values that are not positive and finite, or too few rows.
     """

@@ -174,7 +174,9 @@ def power_factors(
     ``[…, m, n]``, m >= n, and ``q`` ``[…, n, r]``.
 
     ``P = orth(mean(B Q))``, ``R = mean(Bᵀ P)``, again from ``Q = R`` up to ``iterations`` times. ``mean`` averages over
-    replicas that have a B each. Where B is zero, P and R are too, and R with unit columns is Q with unit columns.
+    replicas that have a B each. Where B is zero, P and R are too, and R with unit columns is Q with unit columns. Columns of
+    R that are within rounding (√m units of precision) of the longest are zero instead of unit: where B has a lower rank,
+    they hold nothing else.
     """
     method = qr if qr != "auto" else "householder" if b.device.type == "cpu" else "cholesky"
     r = q
@@ -185,7 +187,8 @@ def power_factors(
     empty = ~length.any(-1, keepdim=True)
     if bool(empty.any()):
         p, length = p.mul_(~empty), torch.where(empty, _lengths(q), length)
-    return p, r, torch.where(empty, q, r).div_(length + eps)
+    noise = torch.finfo(b.dtype).eps * math.sqrt(b.shape[-2]) * length.amax(-1, keepdim=True)
+    return p, r, torch.where(empty, q, r).mul_((length > noise) / (length + eps))
 
 
 def _lengths(x: Tensor) -> Tensor:

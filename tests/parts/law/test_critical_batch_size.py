@@ -54,7 +54,7 @@ def test_published_growth(published):
     law = build(level="growth")
     for factor, c in ((1, 93.20), (20, 22.9)):
         table = {"size": factor * published["size"], "B": published["B"]}
-        found = laws.fit(law, table, bootstrap=0, delta=law.delta)
+        found = laws.fit(law, table, bootstrap=0)
         assert found.values[0] == pytest.approx(c, rel=5e-3)
         assert found.values[1] == pytest.approx(0.468, rel=5e-3)
     # by hand: the regression of log B* on log N
@@ -66,7 +66,7 @@ def test_published_growth(published):
 def test_a_free_exponent_gives_nearly_the_same(published):
     law = build(alpha="free")
     for i, n in enumerate(published["size"]):
-        found = laws.fit(law, {"B": B, "steps": np.array(TABLE[n], float)}, bootstrap=0, delta=law.delta)
+        found = laws.fit(law, {"B": B, "steps": np.array(TABLE[n], float)}, bootstrap=0)
         assert found.values[2] == pytest.approx(1, abs=0.1)
         assert law.optimal(found.theta, 256)["B*"] == pytest.approx(published["B"][i], rel=0.25)
 

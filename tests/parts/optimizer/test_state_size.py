@@ -20,6 +20,7 @@ SIZES = [
     ("adalayer-star", {}, MN + 1),
     ("adaptive-subset", {}, MN),
     ("muon", {}, MN),
+    ("l3rs", {}, 3 * MN + 15),  # and the averages that its controller sees
     ("lion-a", {}, MN),
     ("lion-ar", {}, MN + M),
     ("mars", {"base": "adamw"}, 3 * MN),
