@@ -290,3 +290,25 @@ def test_chat_command(run, command, monkeypatch):
     ]
     assert said.out.count("base   |") == said.out.count("tuned  |") == 2
     assert command("chat", run, "x", "--decode", "no-such")[0] == 2
+
+
+def test_a_merged_adapter_on_a_transformed_model_is_read_again(run, tmp_path):
+    """The exported config must name the transforms: without them the weights of the norms fit nowhere."""
+    bundle = models.load(MODEL, seed=4)
+    changed = models.transformed(bundle, [part.build("model", "qk-norm").obj], ["qk-norm"])
+    torch.manual_seed(0)
+    attached = attach(changed.model, part.build("adapter", "lora"))
+    disturb(attached, 0.05)
+    attached.save(run / "adapter")
+    settings = {
+        "model": MODEL,
+        "data": {"train": "x.jsonl"},
+        "adapter": "lora",
+        "transform": ["qk-norm"],
+        "train": {"steps": 1, "seed": 4},
+    }
+    (run / "run.json").write_text(json.dumps({"run": settings, "status": "done"}))
+    exports.export(run, tmp_path / "out", merged=True)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["metier_transforms"] == ["qk-norm"]
+    again = models.load(str(tmp_path / "out")).model.eval()
+    torch.testing.assert_close(logits(again), logits(changed.model.eval()), rtol=1e-4, atol=1e-4)

@@ -6,7 +6,7 @@ Also the few questions the core asks a transformers model: backbone, output laye
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -194,6 +194,15 @@ def _pretrained(name: str, where: str, source: str, task: Task, num_labels: int,
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return Bundle(model, tokenizer, name, source, _fingerprint(model, name))
+
+
+def transformed(bundle: "Bundle", parts: Iterable[Callable[[Any], Any]], refs: Iterable[Any]) -> "Bundle":
+    """Model parts applied in order; their references go into the config, so that saved weights can be read again."""
+    for change in parts:
+        bundle = replace_model(bundle, change(bundle.model))
+    if refs := list(refs):
+        bundle.model.config.metier_transforms = refs
+    return bundle
 
 
 def _transformed(folder: str, task: Task, dtype: torch.dtype) -> Any:

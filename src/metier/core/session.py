@@ -218,11 +218,7 @@ def _transform(resolved: Resolved, bundle: models.Bundle) -> tuple[models.Bundle
 
 
 def _transformed(resolved: Resolved, bundle: models.Bundle) -> tuple[models.Bundle, Any]:
-    for b in resolved.transforms:
-        changed = b.built.obj(bundle.model)
-        bundle = models.replace_model(bundle, changed)
-    if resolved.transforms:
-        bundle.model.config.metier_transforms = list(resolved.run.transform)
+    bundle = models.transformed(bundle, [b.built.obj for b in resolved.transforms], resolved.run.transform)
     if resolved.adapter is None:
         return bundle, None
     from metier.core.adapt import attach
@@ -245,14 +241,11 @@ def _reference(resolved: Resolved, bundle: models.Bundle, attached: Any, engine:
 
 
 def _saved_tensors(model: nn.Module, attached: Any = None) -> list[tuple[str, Tensor]]:
-    """What is trainable, and persistent buffers: all of them, or the adapter's where everything else is frozen."""
+    """What is trainable, and persistent buffers: all of them, or with an adapter its own."""
     persistent = {n for n in model.state_dict(keep_vars=True)}
     params = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    frozen_everything_else = len(params) < len(list(model.parameters()))
     own = {id(t) for a in getattr(attached, "adapters", {}).values() for t in a.own_state().values()}
-    buffers = [
-        (n, b) for n, b in model.named_buffers() if n in persistent and (not frozen_everything_else or id(b) in own)
-    ]  # fmt: skip
+    buffers = [(n, b) for n, b in model.named_buffers() if n in persistent and (attached is None or id(b) in own)]
     return [*params, *buffers]
 
 

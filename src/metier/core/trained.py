@@ -119,9 +119,7 @@ def _load_base(run: Run, task: str, labels: int) -> models.Bundle:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(run.train.seed, "init"))
-        for ref in run.transform:
-            bundle = models.replace_model(bundle, resolve.bind("model", ref).built.obj(bundle.model))
-    return bundle
+        return models.transformed(bundle, [resolve.bind("model", r).built.obj for r in run.transform], run.transform)
 
 
 def encode_prompt(tokenizer: Any, prompt: str) -> torch.Tensor:
