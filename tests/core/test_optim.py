@@ -155,9 +155,9 @@ def test_only_real_floating_parameters(dtype):
         Optimizer([("gate", p)], Average(), lr=0.1)
 
 
-@pytest.mark.parametrize("options", [{"lr": -1.0}, {"lr": float("nan")}, {"lr": 0.1, "weight_decay": -1.0}])
+@pytest.mark.parametrize("options", [{"lr": -1.0}, {"lr": 0.0}, {"lr": float("nan")}, {"lr": 0.1, "weight_decay": -1.0}])
 def test_settings_out_of_range(options):
-    with pytest.raises(UsageError, match="at least 0"):
+    with pytest.raises(UsageError, match="must be (above|at least) 0"):
         Optimizer([nn.Parameter(torch.zeros(2))], Average(), **options)
 
 
@@ -179,7 +179,7 @@ def test_half_precision_is_computed_in_float32():
 def test_state_in_bf16_keeps_the_mean():
     """An average that moves by less than half a unit in the last place moves nevertheless, on average."""
     p = nn.Parameter(torch.zeros(4096))
-    optimizer = Optimizer([p], Average(), lr=0.0, state_dtype="bf16")
+    optimizer = Optimizer([p], Average(), lr=1e-12, state_dtype="bf16")
     p.grad = torch.ones(4096)
     optimizer.step()
     p.grad = torch.full((4096,), 1e-3)
@@ -276,7 +276,7 @@ def test_such_a_rule_takes_a_closure_in_torchs_form_and_keeps_groups_apart():
     assert optimizer.step(closure) == 4.0
     torch.testing.assert_close(p.data, torch.full((2,), 1 - 0.1 * 2 * 0.8))
     torch.testing.assert_close(q.data, torch.ones(2))
-    zeroth = Optimizer([p], TwoSided(), lr=0.0)
+    zeroth = Optimizer([{"params": [p], "lr": 0.0}], TwoSided(), lr=1.0)
     zeroth.step(closure)
     assert p.grad is None
 

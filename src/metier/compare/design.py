@@ -185,7 +185,7 @@ _LEADERBOARD_RUN: dict[str, Any] = {
     **_LAB_RUN,
     "model": "lab/llama-300k",
     "data": {**_LAB_RUN["data"], "eval_limit": 32},
-    "train": {"steps": 120, "batch": 16, "eval_every": 10, "log_every": 1},
+    "train": {"steps": 100, "batch": 16, "eval_every": 10, "log_every": 1},
 }
 """Small enough that two dozen optimizers, each tuned, take a coffee break on two cores."""
 BASES: dict[str, dict[str, Any]] = {
@@ -202,7 +202,8 @@ LAB_TUNE: dict[str, dict[str, Any]] = {
 }
 NO_HOOK = "none"
 """Name of the arm without hooks."""
-LAB_OPTIONS: dict[str, dict[str, Any]] = {}
+LAB_OPTIONS: dict[str, dict[str, Any]] = {"optimizer": {"weight_decay": 0.1}}
+"""Options that every part of a kind gets, where some do nothing without them."""
 
 
 def grid(design: Design, arm: str, document: Document) -> list[float]:

@@ -64,8 +64,8 @@ class Optimizer(torch.optim.Optimizer):
         self, params: Iterable, rule: Rule, *, lr: float | Tensor, weight_decay: float = 0.0,
         state_dtype: torch.dtype | Literal["fp32", "bf16"] | None = None, check_finite: bool = True,
     ) -> None:  # fmt: skip
-        if not float(lr) >= 0:
-            raise UsageError(f"lr = {lr}: must be at least 0")
+        if not float(lr) > 0:
+            raise UsageError(f"lr = {lr}: must be above 0")
         if not weight_decay >= 0:
             raise UsageError(f"weight_decay = {weight_decay}: must be at least 0")
         self.rule = rule
