@@ -158,7 +158,7 @@ def fit(
 
     Raises ``UsageError`` for missing columns, values that are not positive and finite, or too few rows.
     """
-    delta = getattr(law, "delta", 1e-3) if delta is None else delta
+    delta = float(getattr(law, "delta", 1e-3) if delta is None else delta)
     x, y = columns(law, table)
     best, losses = _best(_Problem(law, x, y, delta), law.start(x, y), starts)
     problem = _Problem(law, x, y, delta)

@@ -75,8 +75,8 @@ class Rule:
         if not self.matrices:
             return self.plain(params, grads, states, step)
         for rows in stacking.buckets(range(len(params)), lambda i: params[i].shape, lambda i: params[i].numel()):
-            some, slopes, kept = ([x[i] for i in rows] for x in (params, grads, states))
-            self._stacked(some, slopes, kept, step.only(rows))
+            kept = [states[i] for i in rows]
+            self._stacked([params[i] for i in rows], [grads[i] for i in rows], kept, step.only(rows))
         return None
 
     def plain(self, params: list[Tensor], grads: list[Tensor], states: list[State], step: Step) -> None:

@@ -97,7 +97,7 @@ class Optimizer(torch.optim.Optimizer):
         role = param_group.get("role")
         if role is not None:
             return self._add({**param_group, "params": items}, role)
-        for items_of_rule, guess in self._by_rule(items):
+        for items_of_rule, guess in self._by_rule(list(items)):
             scaled = param_group.get("lr", self.defaults["lr"]) * (self.rule_of(guess).default_lr / self.rule.default_lr)
             self._add({**param_group, "params": items_of_rule, "lr": scaled}, guess, guessed=True)
         return None

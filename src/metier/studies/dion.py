@@ -55,7 +55,7 @@ def run(study: Study) -> Outcome:
         f"{n}/{t.arm}": {"lrs": t.values, "losses": t.metric} for n, r in (("large", large), ("small", small)) for t in r.tuning
     }
     return Outcome(
-        checks=checks(*losses, best),
+        checks=checks(*losses, best),  # type: ignore[call-arg]
         figures={
             "loss": losses[0], "loss_small_batch": losses[1], "widths": {str(w): row for w, row in grid.items()}, "lrs": LRS,
             "best_lr": {str(w): lr for w, lr in best.items()}, "sweeps": sweeps,

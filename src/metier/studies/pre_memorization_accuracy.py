@@ -119,7 +119,7 @@ def judged(seen: dict[str, dict[str, Any]], middle: float) -> Outcome:
     test = np.concatenate([r["test"] for r in other])
     loss, acc = [-np.log(r["ppl"]).mean(1) for r in other], [r["acc"].mean(1) for r in other]
     by = {k: np.concatenate(v) for k, v in {"pm": [t.mean(1) for t in tables], "accuracy": acc, "loss": loss}.items()}
-    r2 = {k: r_squared(x, test) for k, x in by.items()}
+    r2 = {k: r_squared(x, test) for k, x in by.items()}  # type: ignore[arg-type]
     lead, off = r2["pm"] - max(r2["accuracy"], r2["loss"]), float(np.abs(by["pm"] - test).mean())
     longest = [(r, t) for r, t in zip(other, tables, strict=True) if r["epochs"] == max(x["epochs"] for x in other)]
     plain = float(np.mean([abs(r["acc"][-1].mean() - r["test"][-1]) for r, _ in longest]))

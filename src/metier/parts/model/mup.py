@@ -62,7 +62,7 @@ def mup(
         attention = _child(block, ATTENTION)
         attention.scaling = 1 / attention.head_dim
         for branch in (attention, block.mlp):
-            branch.register_forward_hook(partial(_scaled, residual))
+            branch.register_forward_hook(partial(_scaled, residual))  # type: ignore[union-attr]
     _child(backbone, FINAL).register_forward_hook(partial(_scaled, 1 / m))
     model.mup_width = m
     if init_std is not None:
@@ -89,4 +89,4 @@ def _draw(model: Any, std: float, m: float) -> None:
             if getattr(module, "padding_idx", None) is not None:
                 module.weight[module.padding_idx].zero_()
             if getattr(module, "bias", None) is not None:
-                module.bias.zero_()
+                module.bias.zero_()  # type: ignore[operator]

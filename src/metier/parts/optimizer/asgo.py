@@ -97,8 +97,8 @@ class ASGO(Rule):
                 some, slopes, kept = ([x[i] for i in rows] for x in (params, grads, states))
                 if split and step.t == 1:
                     for p, state in zip(some, kept, strict=True):
-                        self._make_room(p, state)
-                super().apply(some, slopes, kept, step.only(rows))
+                        self._make_room(p, state)  # type: ignore[arg-type]
+                super().apply(some, slopes, kept, step.only(rows))  # type: ignore[arg-type]
 
     def plain(self, params: list[Tensor], grads: list[Tensor], states: list[State], step: Step) -> None:
         """Stacks of one."""
@@ -135,12 +135,12 @@ class ASGO(Rule):
 
     def _make_room(self, p: Tensor, state: State) -> None:
         """Replace the state of a whole matrix, made when its name was not known, by that of its heads."""
-        if p.shape[0] % self.heads:
+        if p.shape[0] % self.heads:  # type: ignore[operator]
             raise UsageError(f"{p.shape[0]} rows cannot be cut into heads = {self.heads}", hint="See heads_of.")
-        side = min(p.shape[0] // self.heads, p.shape[1])
+        side = min(p.shape[0] // self.heads, p.shape[1])  # type: ignore[operator]
         for key in ("v", "root"):
             if key in state:
-                state[key].resize_(self.heads, side, side).zero_()
+                state[key].resize_(self.heads, side, side).zero_()  # type: ignore[arg-type]
 
 
 def _plain_root(v: Tensor, eps: NonNegative) -> Tensor:

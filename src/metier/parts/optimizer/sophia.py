@@ -64,7 +64,7 @@ class Sophia(Rule):
         m, h = state["m"].lerp_(g, 1 - self.beta1), state["h"]
         if step.sampled is not None and step.sampled[0] is not None:
             (slope,) = step.sampled
-            h.mul_(self.beta2).addcmul_(slope, slope, value=(1 - self.beta2) * step.samples)
+            h.mul_(self.beta2).addcmul_(slope, slope, value=(1 - self.beta2) * step.samples)  # type: ignore[arg-type]
         scale = h.mul(self.gamma).clamp_(min=self.eps)
         return torch.div(m, scale, out=scale).clamp_(-1, 1)
 

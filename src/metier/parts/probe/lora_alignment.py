@@ -41,7 +41,7 @@ def lora_alignment(probe: Probe) -> dict[str, Any]:
     with _off(probe.model):
         gradients = base_gradients(probe.module, found, probe.layouts, probe.engine)
     rows = [{"layer": name, **_measured(adapter, gradients.pop(name))} for name, adapter in found.items()]
-    return {"adapters": len(rows), **{f"median_{m}": _median(rows, m) for m in MEASURES}, "layers": rows}
+    return {"adapters": len(rows), **{f"median_{m}": _median(rows, m) for m in MEASURES}, "layers": rows}  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager

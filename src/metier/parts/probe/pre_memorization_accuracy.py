@@ -91,7 +91,7 @@ def pre_memorization_accuracy(
     longest = max_new_tokens or 2 * max(len(a.targets) for a in asked)
     how = {"temperature": temperature, "top_p": top_p, "top_k": 0, "num_return_sequences": samples, "max_new_tokens": longest}
     steps, accuracy, perplexity = [], [], []
-    with closing(checkpoints(probe)) as kept:
+    with closing(checkpoints(probe)) as kept:  # type: ignore[arg-type]
         for step in kept:
             steps.append(step)
             perplexity.append(solutions.perplexities(probe, asked))
