@@ -334,6 +334,7 @@ def test_no_gradient_at_all_moves_nothing():
         ({"one_sided": True}, lambda m, n: 2 * m * n + 2 * min(m, n) ** 2),
         ({"factorized": True}, lambda m, n: m * n + m + n + 2 * m * m + 2 * n * n),
     ],
+    ids=["full", "one-sided", "factorized"],
     ids=str,
 )
 def test_state_size(options, numbers):
