@@ -335,7 +335,6 @@ def test_no_gradient_at_all_moves_nothing():
         ({"factorized": True}, lambda m, n: m * n + m + n + 2 * m * m + 2 * n * n),
     ],
     ids=["full", "one-sided", "factorized"],
-    ids=str,
 )
 def test_state_size(options, numbers):
     for shape in ((4, 6), (7, 3)):
