@@ -1,5 +1,7 @@
 """Oracle of compare/leaderboard: places and crossings computed by hand."""
 
+import json
+
 import pytest
 from fakes import comparison
 
@@ -62,3 +64,14 @@ def test_the_tables_have_a_row_for_every_arm(result):
     assert all(line.count("|") == 7 for line in text)
     assert "not reached" in leaderboard.plain(result)
     assert "2.5000" in leaderboard.caption(result)
+
+
+def test_what_is_kept_gives_the_same_table_without_the_curves_of_trials(result, tmp_path, monkeypatch):
+    from metier.compare import check
+    from metier.docsite.facts import read_result
+
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    result.runs.append(result.runs[0].model_copy(update={"trial": 0}))
+    data = json.loads(check.keep_leaderboard(result).read_bytes())
+    assert leaderboard.rows(read_result(data)) == leaderboard.rows(result)
+    assert all(not r["curve"]["step"] for r in data["runs"] if r["trial"] is not None)

@@ -117,7 +117,11 @@ def keep_leaderboard(result: ComparisonResult) -> Path:
     kind = next(iter(result.arms[0].overrides))
     question = result.question or f"Which {kind} does best?"
     place = ROOT / "findings" / "leaderboard" / f"{kind}.json"
-    write_json(place, {**_stored(result), "claim": question})
+    data = _stored(result)
+    for run in data["runs"]:
+        if run["trial"] is not None:  # of trials only the tuned value and its result are shown
+            run["curve"], run["eval_curve"] = {k: [] for k in run["curve"]}, None
+    write_json(place, {**data, "claim": question})
     return place
 
 
