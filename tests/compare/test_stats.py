@@ -174,3 +174,9 @@ def test_costs_without_a_basis_are_none():
     result = comparison([1.0], [1.0])
     result.finals("control")[0].state_bytes = 0
     assert stats.costs(result, "arm").state is None
+
+
+def test_the_strict_mean_lets_no_failure_pass():
+    made = fakes.comparison({"whole": [1.0, 3.0], "half": [1.0, None], "base": [2.0, 2.0]}, control="base")
+    assert stats.strict_mean(made, "whole") == 2.0
+    assert stats.strict_mean(made, "half") == math.inf

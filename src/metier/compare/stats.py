@@ -108,6 +108,13 @@ def values(result: ComparisonResult, arm: str) -> list[float | None]:
     return [None if s not in by_seed or by_seed[s].failed else by_seed[s].metric for s in result.seeds]
 
 
+def strict_mean(result: ComparisonResult, arm: str) -> float:
+    """Mean final metric of an arm; infinite when a run failed or is missing: what studies of a loss count with."""
+    found = values(result, arm)
+    ran = [v for v in found if v is not None]
+    return sum(ran) / len(ran) if ran and len(ran) == len(found) else math.inf
+
+
 def penalty(result: ComparisonResult) -> float | None:
     """What a failed run counts as: the worst finite value of any run, worsened by the range of all of them.
 

@@ -8,14 +8,12 @@ length instead of 4; no Shampoo, which is not among the parts as such. The low-r
 of 13 learning rates, mean of 3 problems, until the loss is 1e-3 of the first.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from metier.compare import stats
-from metier.compare.results import ComparisonResult
 from metier.compare.study import Check, Outcome, Study
 from metier.core import part
 
@@ -35,7 +33,7 @@ LONGEST = 1000
 def run(study: Study) -> Outcome:
     """One comparison of all arms, and the low-rank problem."""
     result = study.compare(design(study), name="main")
-    loss = {a.name: mean(result, a.name) for a in result.arms}
+    loss = {a.name: stats.strict_mean(result, a.name) for a in result.arms}
     steps = low_rank(problems=1 if study.quick else 3, longest=50 if study.quick else LONGEST)
     sweeps = {t.arm: {"lrs": t.values, "losses": t.metric} for t in result.tuning}
     seconds = {a.name: sum(r.seconds for r in result.finals(a.name)) for a in result.arms}
@@ -66,12 +64,6 @@ def design(study: Study) -> dict[str, Any]:
         "tune": {"option": "optimizer.lr", "factors": [1.0] if study.quick else [0.4, 1.0, 2.5], "fraction": 0.5},
         "seeds": 1 if study.quick else 2,
     }  # fmt: skip
-
-
-def mean(result: ComparisonResult, arm: str) -> float:
-    """Mean final loss of an arm; infinite when a run failed."""
-    losses = [math.inf if x is None else x for x in stats.values(result, arm)]
-    return sum(losses) / len(losses) if losses else math.inf
 
 
 def low_rank(problems: int, longest: int) -> dict[str, float]:

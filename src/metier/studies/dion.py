@@ -12,7 +12,6 @@ import math
 from typing import Any
 
 from metier.compare import stats
-from metier.compare.results import ComparisonResult
 from metier.compare.study import Check, Outcome, Study
 
 PARTS = ("optimizer/dion",)
@@ -46,7 +45,7 @@ def run(study: Study) -> Outcome:
     """All arms at the large batch, two at the small one, and a grid of learning rates for each width."""
     large = study.compare(design(study, LARGE, batch=64), name="large")
     small = study.compare(design(study, SMALL, batch=8), name="small")
-    losses = [{a.name: mean(r, a.name) for a in r.arms} for r in (large, small)]
+    losses = [{a.name: stats.strict_mean(r, a.name) for a in r.arms} for r in (large, small)]
     grid = {w: [single(study, w, lr) for lr in LRS] for w in ([64] if study.quick else WIDTHS)}
     best = {w: LRS[min(range(len(LRS)), key=row.__getitem__)] for w, row in grid.items()}
     edge = [f"{t.arm} ({n})" for n, r in (("large", large), ("small", small)) for t in r.tuning if t.at_edge]
@@ -96,12 +95,6 @@ def single(study: Study, width: int, lr: float) -> float:
     run = {**base(study, WIDTHS[width], 8, 50), "optimizer": {"dion": {"lr": lr, "weight_decay": 0.01}}}
     found = study.train(run, name=f"width-{width}-{lr}").metrics.get("eval_loss")
     return math.inf if found is None else float(found)
-
-
-def mean(result: ComparisonResult, arm: str) -> float:
-    """Mean final loss of an arm; infinite when a run failed."""
-    losses = [math.inf if x is None else x for x in stats.values(result, arm)]
-    return sum(losses) / len(losses) if losses else math.inf
 
 
 def checks(large: dict[str, float], small: dict[str, float], best: dict[int, float]) -> list[Check]:

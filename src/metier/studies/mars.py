@@ -48,7 +48,7 @@ def run(study: Study) -> Outcome:
         "signs": study.compare(design(study, SIGNS, seeds=2), name="signs"),
         "matrices": study.compare(design(study, MATRICES, seeds=2), name="matrices"),
     }
-    loss = {name: {a.name: mean(r, a.name) for a in r.arms} for name, r in results.items()}
+    loss = {name: {a.name: stats.strict_mean(r, a.name) for a in r.arms} for name, r in results.items()}
     edge = [f"{t.arm} ({name})" for name, r in results.items() for t in r.tuning if t.at_edge]
     notes = [f"The best learning rate is at an end of the sweep for {', '.join(edge)}."] if edge else []
     return Outcome(checks=checks(loss), figures=figures(results, loss), notes=notes)
@@ -73,13 +73,6 @@ def design(study: Study, arms: Mapping[str, dict[str, Any]], steps: int = STEPS,
         "tune": {"option": "optimizer.lr", "factors": [1.0] if study.quick else [0.4, 1.0, 2.5], "fraction": 0.5},
         "seeds": 1 if study.quick else seeds,
     }  # fmt: skip
-
-
-def mean(result: ComparisonResult, arm: str) -> float:
-    """Mean final loss of an arm; infinite when a run failed."""
-    losses = stats.values(result, arm)
-    ran = [x for x in losses if x is not None]
-    return sum(ran) / len(ran) if ran and len(ran) == len(losses) else float("inf")
 
 
 def checks(loss: Mapping[str, Mapping[str, float]]) -> list[Check]:

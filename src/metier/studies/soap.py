@@ -41,7 +41,7 @@ def run(study: Study) -> Outcome:
     """All variants at the large batch, AdamW and SOAP at the small one."""
     large = study.compare(design(study, LARGE, batch=64), name="large")
     small = study.compare(design(study, SMALL, batch=8), name="small")
-    loss = {a.name: mean(large, a.name) for a in large.arms}
+    loss = {a.name: stats.strict_mean(large, a.name) for a in large.arms}
     ratio = {name: steps_ratio(large, name) for name in loss if name != "adamw"}
     at_small = steps_ratio(small, "soap-f10")
     sweeps = {
@@ -49,7 +49,7 @@ def run(study: Study) -> Outcome:
     }
     edge = [f"{t.arm} ({n})" for n, r in (("large", large), ("small", small)) for t in r.tuning if t.at_edge]
     figures = {
-        "loss": loss, "steps_ratio": ratio, "loss_small_batch": {a.name: mean(small, a.name) for a in small.arms},
+        "loss": loss, "steps_ratio": ratio, "loss_small_batch": {a.name: stats.strict_mean(small, a.name) for a in small.arms},
         "steps_ratio_small_batch": at_small, "seconds": {a.name: seconds(large, a.name) for a in large.arms}, "sweeps": sweeps,
     }  # fmt: skip
     notes = [f"The best learning rate is at an end of the sweep for {', '.join(edge)}."] if edge else []
@@ -75,12 +75,6 @@ def design(study: Study, arms: Mapping[str, dict[str, Any]], batch: int) -> dict
         "tune": {"option": "optimizer.lr", "factors": [1.0] if study.quick else [0.4, 1.0, 2.5], "fraction": 0.5},
         "seeds": 1 if study.quick else 2,
     }  # fmt: skip
-
-
-def mean(result: ComparisonResult, arm: str) -> float:
-    """Mean final loss of an arm; infinite when a run failed."""
-    losses = [math.inf if x is None else x for x in stats.values(result, arm)]
-    return sum(losses) / len(losses) if losses else math.inf
 
 
 def seconds(result: ComparisonResult, arm: str) -> float:
