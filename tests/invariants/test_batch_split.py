@@ -88,6 +88,11 @@ CASES = {
     "lm, gpt2": ("lab/gpt2-1m", "lm", "completions", FEW),
     "dpo, llama": ("lab/llama-50k", {"dpo": {"beta": 0.5}}, "pairs", list(WAYS)),
     "dpo, gpt2": ("lab/gpt2-1m", {"dpo": {"beta": 0.5}}, "pairs", FEW[:2]),
+    "kto, of all rows at once": ("lab/llama-50k", "kto", "pairs", FEW),
+    "aot, sorted": ("lab/llama-50k", {"aot": {"beta": 0.5}}, "pairs", FEW),
+    "beta-dpo, with a state": ("lab/llama-50k", {"beta-dpo": {"beta": 0.5}}, "pairs", FEW),
+    "ld-dpo, by tokens": ("lab/llama-50k", {"ld-dpo": {"beta": 0.5}}, "pairs", FEW[:2]),
+    "pl-dpo": ("lab/llama-50k", "pl-dpo", "pairs", FEW[:2]),
     "classify, bert": ("lab/bert-1m", "classify", "classes", ROWS),
     "classify, llama": ("lab/llama-50k", "classify", "classes", ROWS),
 }

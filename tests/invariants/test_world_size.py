@@ -35,20 +35,44 @@ def test_processes_do_what_one_does(tmp_path, world):
     rows = [{"prompt": "a b c " * (i % 4 + 1), "completion": "x y " * (i % 7 + 1)} for i in range(24)]
     data.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     alone = train(settings(data), out=tmp_path / "alone", quiet=True, handle_signals=False)
+    launched(tmp_path, settings(data), world)
+    _same(tmp_path, alone, 5)
+
+
+@pytest.mark.parametrize("objective", ["kto", "aot"])
+def test_a_loss_of_the_whole_step_sees_all_processes(tmp_path, objective):
+    """In every step an even number of pairs; kto reads each answer on its own and an answer of another prompt."""
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a b c " * (i % 4 + 1), "chosen": "x y " * (i % 7 + 1), "rejected": "z " * (i % 5 + 1)} for i in range(24)]
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    run = {
+        **settings(data),
+        "objective": {objective: {"beta": 0.5}},
+        "train": {**settings(data)["train"], "epochs": None, "steps": 4},
+    }
+    alone = train(run, out=tmp_path / "alone", quiet=True, handle_signals=False)
+    launched(tmp_path, run, 2)
+    _same(tmp_path, alone, 5)
+
+
+def launched(tmp_path, run, world):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT, encoding="utf-8")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), str(script)]
     subprocess.run(
-        [*launch, json.dumps(settings(data)), str(tmp_path / "together")], check=True, timeout=120, capture_output=True,
+        [*launch, json.dumps(run), str(tmp_path / "together")], check=True, timeout=120, capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def _same(tmp_path, alone, events):
     a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("alone", "together"))
     for name in a:
         assert (a[name] - b[name]).abs().max() < 1e-5, name
     lines = (tmp_path / "together" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [e for e in map(json.loads, lines) if e["event"] in ("step", "eval")]
     mine = [e for e in alone.events if e["event"] in ("step", "eval")]
-    assert len(steps) == len(mine) == 5
+    assert len(steps) == len(mine) == events
     for x, y in zip(mine, steps, strict=True):
         for key in {"loss", "eval_loss", "units", "tokens", "grad_norm", "step"} & x.keys():
             assert x[key] == pytest.approx(y[key], rel=1e-4), key

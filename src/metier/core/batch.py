@@ -28,6 +28,8 @@ class Tokens:
     """``[N]`` target token ids, only with ``needs=("logits",)``."""
     ref_logits: Tensor | None = None
     """``[N, V]`` under the reference model, with ``needs=("logits", "reference")``."""
+    collision: Tensor | None = None
+    """``[N]`` ``log Σ_v p(v)²`` of the predicting distribution, without gradient, with ``needs=("collision",)``."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,13 @@ class Pairs:
     ref_rejected_logps: Tensor | None = None
     margin: Tensor | None = None
     """``[B]`` difference of given scores where the data have them."""
+    sampled_logps: Tensor | None = None
+    """``[B, S]`` summed over the tokens of further answers, sampled from the reference, with ``needs=("samples",)``."""
+    sampled_len: Tensor | None = None
+    ref_sampled_logps: Tensor | None = None
+    tokens: Tokens | None = None
+    """Every target token, with ``needs=("tokens",)``: sequence ``2i`` is the chosen answer of pair i, ``2i + 1`` the
+    rejected one (samples are left out); in the order of the text. The sums above are sums of these."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,9 @@ class Rated:
     label: Tensor
     """``[B]`` bool: desirable."""
     ref_logps: Tensor | None = None
+    other_logps: Tensor | None = None
+    """``[B]`` of an answer that belongs to another prompt, with ``needs=("mismatch",)``."""
+    ref_other_logps: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,17 @@ class Lists:
     present: Tensor
     """``[B, K]`` bool: the answer exists (lists may be ragged)."""
     ref_logps: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Scores that a reward model gives to a preferred and a rejected answer. The loss unit is one pair."""
+
+    chosen: Tensor
+    """``[B]``."""
+    rejected: Tensor
+    margin: Tensor | None = None
+    """``[B]`` difference of given scores where the data have them."""
 
 
 @dataclass(frozen=True)
@@ -96,4 +119,4 @@ class Labels:
     """``[B]`` class index."""
 
 
-Batch = Tokens | Pairs | Rated | Lists | Rollouts | Labels
+Batch = Tokens | Pairs | Rated | Lists | Rewards | Rollouts | Labels

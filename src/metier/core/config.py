@@ -43,6 +43,9 @@ class Data(Strict):
     max_length: Count = 1024
     """Longest sequence in tokens; block length when ``chunk`` is on."""
     truncate: Literal["error", "drop", "right", "left-prompt"] = "drop"
+    on_bad: Literal["error", "drop"] = "error"
+    """What to do with rows that cannot be used (a missing key, equal answers, a score that is not a number): list them and
+    stop, or leave them out and say how many and which."""
     on_empty: Literal["error", "drop"] = "drop"
     """What to do with an example none of whose tokens carries loss; drops are counted and said."""
     chunk: bool = False

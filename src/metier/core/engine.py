@@ -102,6 +102,14 @@ class Engine:
             dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
+    def gather(self, found: Any) -> list[Any]:
+        """An object of every process, in order of rank; tensors in it should be on the CPU."""
+        if self.world == 1:
+            return [found]
+        everywhere: list[Any] = [None] * self.world
+        dist.all_gather_object(everywhere, found)
+        return everywhere
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
         return flag if self.world == 1 else self.sum([float(flag)])[0] > 0

@@ -44,6 +44,8 @@ class Layout:
     """``[N]`` log-probabilities under the policy that sampled the answers."""
     answers: tuple[int, ...] = ()
     """Number of answers of each example, in order; their sum is S."""
+    end: Tensor | None = None
+    """``[S, 2]`` row and column of the last token of each answer (or plain sequence)."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """Further inputs per token ``[R, T]``, passed to the model's forward by name."""
     filler: bool = False

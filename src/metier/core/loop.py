@@ -22,6 +22,7 @@ from metier.core.engine import peak_memory
 from metier.core.errors import UsageError
 from metier.core.events import Dispatcher
 from metier.core.session import Session
+from metier.core.wholebatch import nothing, whole
 
 
 @dataclass
@@ -49,6 +50,8 @@ class Loop:
         self.ctx.optimizer.sampler = self._sampled_gradients  # type: ignore[attr-defined]
         self.dispatch = Dispatcher(session.listeners)
         self.local = self._local()
+        self.inner: Any = getattr(self.ctx.module, "module", self.ctx.module)
+        """The loss module without what wraps it for several processes."""
         self.after_step: list[Any] = [m.after_step for m in self.ctx.model.modules() if hasattr(m, "after_step")]
         self.guard = guards.NonFinite(self.ctx.run.train.on_nonfinite, self.ctx.run.train.max_skips)
         logged = session.log.events()
@@ -122,6 +125,7 @@ class Loop:
         ctx.layouts = [layout.to(ctx.engine.device) for layout in batch.micro]
         self.dispatch("on_batch", ctx, ctx.layouts)
         lr = s.set_lr(ctx.clock)
+        self.inner.begin_step(ctx.clock.progress)
         if s.needs_closure:
             updated, totals = self._closure_step(batch)
         else:
@@ -192,20 +196,41 @@ class Loop:
     def _evaluated(self, batch: Any, backward: bool) -> tuple[list, dict]:
         """Loss sums and metric sums of all micro-batches, with the same randomness at every call within a step."""
         ctx, engine = self.ctx, self.ctx.engine
-        losses, sums = [], {}
+        losses, sums, slopes = [], {}, [None] * len(ctx.layouts)
         self._seed()
+        if self._splits_whole():
+            total, sums, slopes = self._whole(ctx.layouts)
+            losses.append(total)
+            self._seed()
         for i, layout in enumerate(ctx.layouts):
             with engine.accumulating(ctx.module, last=i == len(ctx.layouts) - 1 and not self.local):
                 with engine.autocast():
-                    total, _, metrics = ctx.module(layout)
+                    total, _, metrics = ctx.module(layout, slopes=slopes[i])
                 if backward:
                     (total * (engine.world / batch.units)).backward()
-            losses.append(total.detach())
+            if slopes[i] is None:
+                losses.append(total.detach())
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0) + value
         if backward and self.local:
             engine.average_(p.grad for _, p in ctx.trainable() if p.grad is not None and id(p) not in self.local)
         return losses, sums
+
+    def _splits_whole(self) -> bool:
+        """Whether a loss of the whole step has to be put together from several parts."""
+        return "batch" in self.inner.needs and (len(self.ctx.layouts) > 1 or self.ctx.engine.world > 1)
+
+    @torch.no_grad()
+    def _whole(self, layouts: list) -> tuple[torch.Tensor, dict, list]:
+        """This process's share of the loss and metric sums of the whole step, and the slopes of each micro-batch."""
+        engine = self.ctx.engine
+        with engine.autocast():
+            scored = [self.ctx.module(layout, scores_only=True) for layout in layouts]
+        real = [b for b, layout in zip(scored, layouts, strict=True) if not layout.filler]
+        found = whole(self.inner.loss, real, engine.gather, engine.rank)
+        given = iter(found.slopes)
+        slopes = [nothing(b) if x.filler else next(given) for b, x in zip(scored, layouts, strict=True)]
+        return found.total / engine.world, {k: v / engine.world for k, v in found.metrics.items()}, slopes
 
     def _sampled_gradients(self) -> tuple[int, dict[int, torch.Tensor]]:
         """Number of labels drawn from the model in place of this step's targets, and the gradient of the mean
@@ -277,20 +302,28 @@ class Loop:
         self.dispatch("on_eval_start", ctx)
         training = [m for m in ctx.model.modules() if m.training]
         ctx.model.eval()
-        sums: dict[str, float] = {}
-        units = 0.0
-        for layout in self.s.eval_layouts:
-            with ctx.engine.autocast():
-                total, count, metrics = ctx.module(layout.to(ctx.engine.device))
-            units += count
-            for name, value in {"loss": total, **metrics}.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+        sums, units = self._evaluation_sums([x.to(ctx.engine.device) for x in self.s.eval_layouts])
         for module in training:  # one by one: a part may keep some in evaluation mode
             module.training = True
         self.dispatch("on_eval_end", ctx)
         names = sorted(sums)
         *totals, units = ctx.engine.sum([*(sums[n] for n in names), units])
         return {f"eval_{n}": v / max(units, 1) for n, v in zip(names, totals, strict=True)}
+
+    def _evaluation_sums(self, layouts: list) -> tuple[dict[str, float], float]:
+        """Sums of loss and metrics over held-out rows, and their units; a loss of the whole batch sees all of them."""
+        ctx, sums, units = self.ctx, dict[str, float](), 0.0
+        if "batch" in self.inner.needs:
+            with ctx.engine.autocast():
+                found = whole(self.inner.loss, [ctx.module(x, scores_only=True) for x in layouts], lambda mine: [mine], 0)
+            return {k: float(v) for k, v in {"loss": found.total, **found.metrics}.items()}, float(found.units)
+        for layout in layouts:
+            with ctx.engine.autocast():
+                total, count, metrics = ctx.module(layout)
+            units += count
+            for name, value in {"loss": total, **metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return sums, units
 
     def save(self) -> None:
         """Write a checkpoint of everything the run needs to continue."""

@@ -36,6 +36,11 @@ NEEDS = {
     "base": "the base model that the merged models came from",
     "adapter": "low-rank factor pairs of an adapter",
     "logits": "whole logit rows of the positions that carry loss",
+    "tokens": "scores of every token of the answers, not only their sums",
+    "collision": "log Σ p² of the distributions that predict the answers' tokens",
+    "samples": "further answers per prompt, sampled from the reference model",
+    "mismatch": "an answer of another prompt beside each answer",
+    "batch": "the whole step at once, over micro-batches and processes, since its loss is not a sum over units",
 }
 ROOT = Path(__file__).resolve().parent.parent / "parts"
 T = TypeVar("T")

@@ -4,7 +4,7 @@ Hidden states are gathered at those positions first; the output layer then runs 
 backward. Prompt and padding positions never reach it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metier.core import aux, models
-from metier.core.batch import Batch, Labels, Lists, Pairs, Rated, Rollouts, Tokens
+from metier.core import aux, batches, models
+from metier.core.batch import Batch, Labels, Rewards, Tokens
+from metier.core.errors import UsageError
 from metier.core.forward import Embed, extra, hidden_states, is_causal, tokens
 from metier.core.layout import Layout
 
@@ -134,28 +135,46 @@ def target_states(model: nn.Module, layout: Layout, *, embed: Embed | None = Non
     return hidden_states(model, layout, embed=embed)[layout.row, layout.col]
 
 
+def _logps(model: nn.Module, h: Tensor, layout: Layout) -> Tensor:
+    return linear_logps(h, models.head(model), layout.target, transform=models.logit_transform(model))
+
+
+def head_logits(model: nn.Module, h: Tensor) -> Tensor:
+    """Logit rows ``[N, V]`` of hidden states ``[N, D]``."""
+    z = _float(models.head(model)(h))
+    transform = models.logit_transform(model)
+    return transform(z) if transform else z
+
+
 def token_logps(model: nn.Module, layout: Layout, *, embed: Embed | None = None) -> Tensor:
     """Log-probability ``[N]`` of every target."""
-    h = target_states(model, layout, embed=embed)
-    return linear_logps(h, models.head(model), layout.target, transform=models.logit_transform(model))
+    return _logps(model, target_states(model, layout, embed=embed), layout)
 
 
 def token_logits(model: nn.Module, layout: Layout, *, embed: Embed | None = None) -> Tensor:
     """Logit rows ``[N, V]`` of every target."""
-    z = _float(models.head(model)(target_states(model, layout, embed=embed)))
-    transform = models.logit_transform(model)
-    return transform(z) if transform else z
+    return head_logits(model, target_states(model, layout, embed=embed))
+
+
+def row_chunks(model: Any, h: Tensor) -> Sequence[Tensor]:
+    """Hidden states ``[N, D]`` in pieces whose logits fit in ``CHUNK_BYTES``."""
+    return h.split(max(1, CHUNK_BYTES // (4 * model.config.vocab_size)))
+
+
+@torch.no_grad()
+def log_collision(model: nn.Module, h: Tensor) -> Tensor:
+    """``log Σ_v p(v)²`` ``[N]`` of the distributions that hidden states ``[N, D]`` give; no gradient."""
+    found = [torch.logsumexp(2 * torch.log_softmax(head_logits(model, rows), 1), 1) for rows in row_chunks(model, h)]
+    return torch.cat(found)
 
 
 @torch.no_grad()
 def drawn_targets(model: nn.Module, layout: Layout, generator: torch.Generator) -> Tensor:
     """``[N]`` tokens drawn from the model's distribution at the positions that predict the targets."""
-    h, head, transform = target_states(model, layout), models.head(model), models.logit_transform(model)
-    drawn = []
-    for rows in h.split(max(1, CHUNK_BYTES // (4 * model.config.vocab_size))):  # type: ignore[union-attr]
-        z = _float(head(rows))
-        z = transform(z) if transform else z
-        drawn.append(torch.multinomial(z.softmax(-1), 1, generator=generator).squeeze(1))
+    h = target_states(model, layout)
+    drawn = [
+        torch.multinomial(head_logits(model, x).softmax(-1), 1, generator=generator).squeeze(1) for x in row_chunks(model, h)
+    ]
     return torch.cat(drawn) if drawn else layout.target
 
 
@@ -177,6 +196,17 @@ def class_logits(model: Any, layout: Layout, *, embed: Embed | None = None) -> T
     return _float(model(**inputs).logits)
 
 
+def answer_rewards(model: Any, layout: Layout) -> Tensor:
+    """What a reward model's scalar head says ``[S]`` at the last token of every answer."""
+    if layout.end is None or not isinstance(getattr(model, "score", None), nn.Linear):
+        raise UsageError(
+            f"{model.config.model_type} has no scalar head on each token",
+            hint="Reward models are causal models with a score head, as transformers' …ForSequenceClassification builds them.",
+        )
+    h = hidden_states(model, layout)[layout.end[:, 0], layout.end[:, 1]]
+    return _float(model.score(h)).squeeze(-1)
+
+
 def score(
     model: nn.Module, layout: Layout, kind: type, *, reference: Reference | None = None,
     needs: frozenset[str] = frozenset(), embed: Embed | None = None,
@@ -185,14 +215,25 @@ def score(
     if kind is Labels:
         assert layout.label is not None
         return Labels(class_logits(model, layout, embed=embed), layout.label)
-    logits = token_logits(model, layout, embed=embed) if "logits" in needs else None
-    logps = token_logps(model, layout, embed=embed) if logits is None else _picked(logits, layout.target)
+    if kind is Rewards:
+        return batches.rewards(layout, answer_rewards(model, layout))
+    return batches.assemble(layout, token_scores(model, layout, reference=reference, needs=needs, embed=embed), kind, needs)
+
+
+def token_scores(
+    model: nn.Module, layout: Layout, *, reference: Reference | None = None, needs: frozenset[str] = frozenset(),
+    embed: Embed | None = None,
+) -> Tokens:  # fmt: skip
+    """Everything about each target that ``needs`` asks for, from one pass of the model and one of the reference."""
+    h = target_states(model, layout, embed=embed)
+    logits = head_logits(model, h) if "logits" in needs else None
+    logps = _logps(model, h, layout) if logits is None else _picked(logits, layout.target)
     ref, ref_logits = _under_reference(layout, reference, needs)
-    if kind is Tokens:
-        weights = layout.weight if layout.weight is not None else torch.ones_like(logps)
-        targets = layout.target if logits is not None else None
-        return Tokens(logps, weights, layout.sequence, ref, logits, targets, ref_logits)
-    return _BATCHES[kind](layout, logps, ref)
+    weights = layout.weight if layout.weight is not None else torch.ones_like(logps)
+    return Tokens(
+        logps, weights, layout.sequence, ref, logits, layout.target if logits is not None else None, ref_logits,
+        log_collision(model, h) if "collision" in needs else None,
+    )  # fmt: skip
 
 
 def _picked(logits: Tensor, target: Tensor) -> Tensor:
@@ -211,61 +252,6 @@ def _under_reference(layout: Layout, reference: Reference | None, needs: frozens
         return reference(layout, False), None
     logits = reference(layout, True)
     return _picked(logits, layout.target), logits
-
-
-def _sums(layout: Layout, values: Tensor | None) -> Tensor | None:
-    """Sums ``[S]`` over the targets of each answer; values that are already per answer pass through."""
-    answers = sum(layout.answers)
-    if values is None or (values.shape[0] == answers and values.shape != layout.target.shape):
-        return values
-    return values.new_zeros(answers).index_add(0, layout.sequence, values)
-
-
-def _lengths(layout: Layout, like: Tensor) -> Tensor:
-    return torch.bincount(layout.sequence, minlength=sum(layout.answers)).to(like.dtype)
-
-
-def _pairs(layout: Layout, logps: Tensor, ref: Tensor | None) -> Pairs:
-    sums, lengths, ref = _sums(layout, logps), _lengths(layout, logps), _sums(layout, ref)
-    assert sums is not None
-    chosen, rejected = slice(0, None, 2), slice(1, None, 2)
-    return Pairs(
-        sums[chosen], sums[rejected], lengths[chosen], lengths[rejected],
-        None if ref is None else ref[chosen], None if ref is None else ref[rejected], layout.label,
-    )  # fmt: skip
-
-
-def _rated(layout: Layout, logps: Tensor, ref: Tensor | None) -> Rated:
-    assert layout.label is not None
-    sums = _sums(layout, logps)
-    assert sums is not None
-    return Rated(sums, _lengths(layout, logps), layout.label.bool(), _sums(layout, ref))
-
-
-def _lists(layout: Layout, logps: Tensor, ref: Tensor | None) -> Lists:
-    """Ragged lists become ``[B, K]`` with absent answers at zero."""
-    assert layout.label is not None
-    answers = torch.tensor(layout.answers, device=logps.device)
-    present = torch.arange(layout.label.shape[1], device=logps.device) < answers.unsqueeze(1)
-
-    def spread(flat: Tensor | None) -> Tensor | None:
-        return None if flat is None else flat.new_zeros(present.shape).masked_scatter(present, flat)
-
-    sums, lengths = spread(_sums(layout, logps)), spread(_lengths(layout, logps))
-    assert sums is not None
-    assert lengths is not None
-    return Lists(sums, lengths, layout.label, present, spread(_sums(layout, ref)))
-
-
-def _rollouts(layout: Layout, logps: Tensor, ref: Tensor | None) -> Rollouts:
-    assert layout.label is not None
-    old = logps.detach() if layout.old_logps is None else layout.old_logps
-    return Rollouts(logps, old, layout.sequence, layout.label, ref)
-
-
-_BATCHES: dict[type, Callable[[Layout, Tensor, Tensor | None], Batch]] = {
-    Pairs: _pairs, Rated: _rated, Lists: _lists, Rollouts: _rollouts,
-}  # fmt: skip
 
 
 def reference_scorer(model: nn.Module, disabled: Callable[[], AbstractContextManager]) -> Reference:

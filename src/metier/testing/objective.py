@@ -10,22 +10,23 @@ test must compare it.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metier.core import part
-from metier.core.batch import Labels, Lists, Pairs, Rated, Rollouts, Tokens
-from metier.core.lossmodule import batch_type
+from metier.core.batch import Labels, Lists, Pairs, Rated, Rewards, Rollouts, Tokens
+from metier.core.errors import UsageError
+from metier.core.lossmodule import batch_type, scores_again
 from metier.testing._sample import sample
 from metier.testing._tiny import layout
 
-N, B, K, C, V = 7, 4, 3, 5, 6
+N, B, K, C, V = 7, 4, 4, 5, 6
 WIDTH = 2
-LEAVES = {"logps", "chosen_logps", "rejected_logps", "logits"}
-"""Fields that come from the policy and so carry gradient."""
+LEAVES = {"logps", "chosen_logps", "rejected_logps", "sampled_logps", "other_logps", "chosen", "rejected", "logits"}
+"""Fields that come from the policy and so carry gradient; with scores per token, sums follow from these."""
+SAMPLES = 2
 
 
 def check(id: str) -> list[str]:
@@ -57,14 +58,16 @@ class Case:
         """A float64 batch; with ``extreme``, policy scores alternate between 0 and this size."""
         torch.manual_seed(0)
         made = MAKERS[self.reads](self.needs)
+        if self.reads is Lists and _refuses(self.obj, made):
+            made = _whole_lists(made)
         if extreme is None:
             return made
-        return replace(made, **{n: _alternating(getattr(made, n), n, extreme) for n in _leaves(made)})
+        return _with(made, {n: _alternating(_leaf(made, n), n, extreme) for n in _leaves(made)})
 
     def run(self, batch: Any, *, noise: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of a batch, the same at every call. ``noise``: let ``embed`` change the scores."""
         torch.manual_seed(1)
-        result = self.obj(batch) if isinstance(self.obj, partial) else self.obj(_forward(batch, noise), _rows(batch))
+        result = self.obj(_forward(batch, noise), _rows(batch)) if scores_again(self.obj) else self.obj(batch)
         return result if isinstance(result, tuple) else (result, {})
 
 
@@ -95,24 +98,80 @@ def _tokens(needs: frozenset[str]) -> Tokens:
 def _pairs(needs: frozenset[str]) -> Pairs:
     known = "reference" in needs
     chosen, rejected = (torch.tensor(v, dtype=torch.float64) for v in ([3, 5, 2, 4], [4, 2, 6, 3]))
-    return Pairs(
+    batch = Pairs(
         _logps(B, scale=9.0), _logps(B, scale=9.0), chosen, rejected,
         _logps(B, scale=9.0) if known else None, _logps(B, scale=9.0) if known else None,
         torch.rand(B, dtype=torch.float64),
     )  # fmt: skip
+    if "samples" in needs:
+        ref = _logps(B, SAMPLES, scale=9.0) if known else None
+        length = torch.full((B, SAMPLES), 4.0, dtype=torch.float64)
+        batch = replace(
+            batch,
+            sampled_logps=_logps(B, SAMPLES, scale=9.0),
+            sampled_len=length,
+            ref_sampled_logps=ref,
+        )
+    return _with_tokens(batch, needs) if "tokens" in needs else batch
+
+
+def _with_tokens(batch: Pairs, needs: frozenset[str]) -> Pairs:
+    lengths = torch.stack([batch.chosen_len, batch.rejected_len], 1).flatten().long()
+    number = int(lengths.sum())
+    tokens = Tokens(
+        _logps(number), torch.ones(number, dtype=torch.float64), torch.arange(2 * B).repeat_interleave(lengths),
+        _logps(number) if "reference" in needs else None,
+        collision=_logps(number, scale=2.0) if "collision" in needs else None,
+    )  # fmt: skip
+    made = _summed(replace(batch, tokens=tokens), tokens.logps)
+    if tokens.ref_logps is None:
+        return made
+    return replace(made, ref_chosen_logps=_sum(tokens, tokens.ref_logps, 0), ref_rejected_logps=_sum(tokens, tokens.ref_logps, 1))
+
+
+def _sum(tokens: Tokens, values: Tensor, side: int) -> Tensor:
+    return values.new_zeros(2 * B).index_add(0, tokens.sequence, values)[side::2]
+
+
+def _summed(batch: Pairs, logps: Tensor) -> Pairs:
+    """The pairs whose tokens have these log-probabilities."""
+    assert batch.tokens is not None
+    chosen, rejected = (_sum(batch.tokens, logps, side) for side in (0, 1))
+    return replace(batch, tokens=replace(batch.tokens, logps=logps), chosen_logps=chosen, rejected_logps=rejected)
 
 
 def _rated(needs: frozenset[str]) -> Rated:
     ref = _logps(B, scale=9.0) if "reference" in needs else None
     length = torch.tensor([3.0, 5.0, 2.0, 4.0], dtype=torch.float64)
-    return Rated(_logps(B, scale=9.0), length, torch.tensor([True, False, True, False]), ref)
+    batch = Rated(_logps(B, scale=9.0), length, torch.tensor([True, False, True, False]), ref)
+    if "mismatch" not in needs:
+        return batch
+    return replace(batch, other_logps=_logps(B, scale=9.0), ref_other_logps=_logps(B, scale=9.0) if ref is not None else None)
 
 
 def _lists(needs: frozenset[str]) -> Lists:
-    present = torch.tensor([[True] * K, [True] * K, [True, True, False], [True] * K])
+    present = torch.tensor([[True] * K, [True] * K, [True] * (K - 1) + [False], [True] * K])
     ref = _logps(B, K, scale=9.0) * present if "reference" in needs else None
     length = torch.randint(2, 7, (B, K)).double() * present
     return Lists(_logps(B, K, scale=9.0) * present, length, torch.randn(B, K, dtype=torch.float64), present, ref)
+
+
+def _refuses(objective: Any, batch: Lists) -> bool:
+    try:
+        objective(batch)
+    except UsageError:
+        return True
+    return False
+
+
+def _whole_lists(batch: Lists) -> Lists:
+    """No answer missing, scores those of a square with ones on its diagonal: for objectives that refuse other lists."""
+    full, square = torch.ones_like(batch.present), torch.eye(round(K**0.5), dtype=torch.float64).flatten()
+    return replace(batch, present=full, logps=batch.logps - 0.5, length=batch.length.clamp(min=2), score=square.repeat(B, 1))
+
+
+def _rewards(needs: frozenset[str]) -> Rewards:
+    return Rewards(*(torch.randn(B, dtype=torch.float64) for _ in range(2)), torch.rand(B, dtype=torch.float64))
 
 
 def _rollouts(needs: frozenset[str]) -> Rollouts:
@@ -133,14 +192,20 @@ def _labels(needs: frozenset[str]) -> Labels:
 
 
 MAKERS: dict[type, Callable[[frozenset[str]], Any]] = {
-    Tokens: _tokens, Pairs: _pairs, Rated: _rated, Lists: _lists, Rollouts: _rollouts, Labels: _labels,
+    Tokens: _tokens, Pairs: _pairs, Rated: _rated, Lists: _lists, Rewards: _rewards, Rollouts: _rollouts, Labels: _labels,
 }  # fmt: skip
 
 
 def _leaves(batch: Any) -> list[str]:
     """Names of the policy's scores; with whole logits the log-probabilities follow from them."""
     present = [f.name for f in fields(batch) if f.name in LEAVES and getattr(batch, f.name) is not None]
+    if getattr(batch, "tokens", None) is not None:
+        return ["tokens", *(n for n in present if n == "sampled_logps")]
     return ["logits"] if "logits" in present else present
+
+
+def _leaf(batch: Any, name: str) -> Tensor:
+    return batch.tokens.logps if name == "tokens" else getattr(batch, name)
 
 
 def _from_logits(batch: Tokens, logits: Tensor) -> Tokens:
@@ -152,7 +217,9 @@ def _from_logits(batch: Tokens, logits: Tensor) -> Tokens:
 def _with(batch: Any, values: dict[str, Tensor]) -> Any:
     if isinstance(batch, Tokens) and "logits" in values:
         return _from_logits(batch, values["logits"])
-    return replace(batch, **values)
+    if "tokens" in values:
+        batch = _summed(batch, values["tokens"])
+    return replace(batch, **{n: v for n, v in values.items() if n != "tokens"})
 
 
 def _alternating(like: Tensor, name: str, size: float) -> Tensor:
@@ -171,7 +238,7 @@ def _forward(batch: Any, noise: bool) -> Callable[..., Any]:
         if embed is None or not noise:
             return batch
         change = embed(embedded)[0]
-        values = {n: getattr(batch, n) for n in _leaves(batch)}
+        values = {n: _leaf(batch, n) for n in _leaves(batch)}
         return _with(batch, {n: v + 100 * (change @ _readout(v)).view(v.shape) for n, v in values.items()})
 
     return forward
@@ -179,7 +246,7 @@ def _forward(batch: Any, noise: bool) -> Callable[..., Any]:
 
 def batch_rows(batch: Any) -> int:
     """Number of rows of the first policy field."""
-    return getattr(batch, _leaves(batch)[0]).shape[0]
+    return _leaf(batch, _leaves(batch)[0]).shape[0]
 
 
 def _readout(v: Tensor) -> Tensor:
@@ -205,7 +272,7 @@ def _shape(id: str, case: Case, loss: Tensor, metrics: dict[str, Tensor]) -> Non
 def _gradient(id: str, case: Case) -> str:
     batch = case.batch()
     names = _leaves(batch)
-    values = [getattr(batch, n).clone().requires_grad_() for n in names]
+    values = [_leaf(batch, n).clone().requires_grad_() for n in names]
 
     def loss(*leaves: Tensor) -> Tensor:
         return case.run(_with(batch, dict(zip(names, leaves, strict=True))))[0]
@@ -234,7 +301,7 @@ def _finite_at_extremes(id: str, case: Case) -> None:
     for size in (1e4, 1e-9):
         for kind in (torch.float64, torch.float32):
             batch = _cast(case.batch(extreme=size), kind)
-            values = {n: getattr(batch, n).clone().requires_grad_() for n in _leaves(batch)}
+            values = {n: _leaf(batch, n).clone().requires_grad_() for n in _leaves(batch)}
             loss, metrics = case.run(_with(batch, values))
             loss.sum().backward()
             assert torch.isfinite(loss).all(), f"{id}: loss {loss.tolist()} at scores of size {size:g} in {kind}"
@@ -245,27 +312,47 @@ def _finite_at_extremes(id: str, case: Case) -> None:
 
 
 def _cast(batch: Any, kind: torch.dtype) -> Any:
-    floats = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return replace(batch, **{n: v.to(kind) for n, v in floats.items() if v is not None and v.is_floating_point()})
+    return _mapped(batch, lambda v: v.to(kind) if v.is_floating_point() else v)
+
+
+def _mapped(batch: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    given = {x.name: v for x in fields(batch) if (v := getattr(batch, x.name)) is not None}
+    return replace(batch, **{n: f(v) if isinstance(v, Tensor) else _mapped(v, f) for n, v in given.items()})
 
 
 def _permutation(id: str, case: Case) -> None:
     """Units in another order give the same losses in that order."""
     batch = case.batch()
     order = torch.randperm(case.units, generator=torch.Generator().manual_seed(5))
-    moved = {
-        f.name: getattr(batch, f.name)[order]
-        for f in fields(batch)
-        if getattr(batch, f.name) is not None and not (case.reads is Rollouts and f.name == "reward")
-    }
     plain, _ = case.run(batch, noise=False)
-    permuted, _ = case.run(replace(batch, **moved), noise=False)
+    permuted, _ = case.run(_permuted(batch, order), noise=False)
     assert torch.allclose(plain[order], permuted, atol=1e-9), f"{id}: the loss depends on the order of the batch"
+
+
+def _permuted(batch: Any, order: Tensor) -> Any:
+    given = {f.name: v for f in fields(batch) if (v := getattr(batch, f.name)) is not None}
+    tokens = given.pop("tokens", None) if isinstance(batch, Pairs) else None
+    if isinstance(batch, Rollouts):
+        given.pop("reward")
+    moved = replace(batch, **{n: v[order] for n, v in given.items()})
+    if tokens is None:
+        return moved
+    place = torch.empty_like(order).scatter(0, order, torch.arange(len(order)))
+    sequence = 2 * place[tokens.sequence // 2] + tokens.sequence % 2
+    by_sequence = torch.argsort(sequence, stable=True)
+    return replace(moved, tokens=_mapped(replace(tokens, sequence=sequence), lambda v: v[by_sequence]))
 
 
 def _inputs_unchanged(id: str, case: Case) -> None:
     batch, copy = case.batch(), case.batch()
     case.run(batch)
+    _equal(id, batch, copy)
+
+
+def _equal(id: str, batch: Any, copy: Any) -> None:
     for f in fields(batch):
         a, b = getattr(batch, f.name), getattr(copy, f.name)
-        assert a is None or torch.equal(a, b), f"{id} changes its input {f.name} in place"
+        if isinstance(a, Tensor):
+            assert torch.equal(a, b), f"{id} changes its input {f.name} in place"
+        elif a is not None:
+            _equal(id, a, b)

@@ -28,6 +28,7 @@ class _Rows:
     own: list[np.ndarray] = field(default_factory=list)
     target: list[np.ndarray] = field(default_factory=list)
     sequence: list[np.ndarray] = field(default_factory=list)
+    end: list[tuple[int, int]] = field(default_factory=list)
     answers: int = 0
 
     def put(self, item: Item, r: int, begin: int, group: int) -> None:
@@ -42,6 +43,9 @@ class _Rows:
             offset = np.flatnonzero(loss)
             self._targets(r, np.where(offset == 0, begin + p - 1, at + offset - 1), at + offset, k)
             at += len(ids)
+            self.end.append((r, at - 1))
+        if not item.answers:
+            self.end.append((r, at - 1))
         self.answers += max(1, len(item.answers))
 
     def _span(self, r: int, at: int, ids: np.ndarray, position: int, group: int, branch: int) -> None:
@@ -80,7 +84,7 @@ def collate(items: Sequence[Item], *, pad_id: int, rows: Sequence[Sequence[int]]
         *(torch.from_numpy(a) for a in (built.ids, built.position, built.group, built.branch)),
         row=row, col=_cat(built.col), target=_cat(built.target), sequence=_cat(built.sequence),
         ids=tuple(i.id for i in items), label=_labels(items), answers=tuple(max(1, len(i.answers)) for i in items),
-        extra=extra, **per_target,
+        end=torch.tensor(built.end, dtype=torch.int64).view(-1, 2), extra=extra, **per_target,
     )  # fmt: skip
 
 

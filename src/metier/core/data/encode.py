@@ -107,11 +107,13 @@ class Encoder:
                 answer = self._answer(e.prompt, e.completion, opened)
                 return Item(_join(prompt, answer), _mask(len(prompt), len(answer)), id=e.id)
             case formats.Preference():
-                return self._branches(e, (e.chosen, e.rejected), e.margin)
+                return self._distinct(self._branches(e, (e.chosen, e.rejected, *e.samples), e.margin))
             case formats.Judged():
                 return self._branches(e, (e.completion,), e.label)
             case formats.Ranked():
                 return self._branches(e, e.completions, e.scores)
+            case formats.Crossed():
+                return self._crossed(e)
             case formats.Labelled():
                 return self._labelled(e)
         raise TypeError(f"cannot encode {type(e).__name__}")
@@ -134,6 +136,24 @@ class Encoder:
         unpredicted = int(len(prompt) == 0)  # nothing stands before the first token then
         loss = tuple(np.arange(len(a)) >= unpredicted for a in ids)
         return Item(prompt, np.zeros(len(prompt), bool), ids, loss, e.id, label)
+
+    def _distinct(self, item: Item) -> Item:
+        """A pair. Raises ``UsageError`` when both answers have the same tokens."""
+        if np.array_equal(item.answers[0], item.answers[1]):
+            raise UsageError("both answers have the same tokens", where=item.id)
+        return item
+
+    def _crossed(self, e: formats.Crossed) -> Item:
+        """Every prompt followed by every answer, C² sequences row by row; only the answers carry loss."""
+        ids, loss = [], []
+        for prompt in e.prompts:
+            for completion in e.completions:
+                encoded, opened = self._prompt(prompt)
+                answer = self._answer(prompt, completion, opened)
+                ids.append(_join(encoded, answer))
+                loss.append(_mask(max(1, len(encoded)), len(answer) - (len(encoded) == 0)))
+        label = tuple(float(i == j) for i in range(len(e.prompts)) for j in range(len(e.prompts)))
+        return Item(_array(()), NO_LOSS, tuple(ids), tuple(loss), e.id, label)
 
     def _labelled(self, e: formats.Labelled) -> Item | None:
         """A text or pair with its special tokens; the tokenizer cuts, so that these stay."""

@@ -52,12 +52,23 @@ class Completion(Example):
 
 @dataclass(frozen=True)
 class Preference(Example):
-    """Two different answers to a prompt; ``margin`` is the difference of their given scores, if any."""
+    """Two different answers to a prompt; ``margin`` is the difference of their given scores, if any.
+
+    ``samples`` are further answers, drawn from the reference model, for objectives that ask for them.
+    """
 
     prompt: Prompt
     chosen: str
     rejected: str
     margin: float | None = None
+    samples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompted(Example):
+    """A prompt without an answer: for sources that let the model answer."""
+
+    prompt: Prompt
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,14 @@ class Ranked(Example):
     prompt: Prompt
     completions: tuple[str, ...]
     scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Crossed(Example):
+    """C prompts, and to each the answer that was given to it: all C² combinations are scored."""
+
+    prompts: tuple[Prompt, ...]
+    completions: tuple[str, ...]
 
 
 @dataclass(frozen=True)

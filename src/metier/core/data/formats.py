@@ -9,11 +9,13 @@ from metier.core.data.examples import (
     BadRow,
     Chat,
     Completion,
+    Crossed,
     Example,
     Judged,
     Labelled,
     Message,
     Preference,
+    Prompted,
     Ranked,
     Text,
 )
@@ -22,8 +24,8 @@ from metier.core.data.rows import Rows
 from metier.core.errors import UsageError, nearest, unknown
 
 __all__ = [
-    "FORMATS", "BadRow", "Chat", "Completion", "Example", "Format", "Judged", "Labelled", "Message",
-    "Preference", "Ranked", "Text", "convert", "detect", "examples", "expand", "lookup",
+    "FORMATS", "BadRow", "Chat", "Completion", "Crossed", "Example", "Format", "Judged", "Labelled", "Message",
+    "Preference", "Prompted", "Ranked", "Text", "convert", "detect", "examples", "expand", "lookup",
 ]  # fmt: skip
 
 Row = Mapping[str, Any]
@@ -100,7 +102,12 @@ def _preference_implicit(row: Row) -> list[Example]:
 def _pair(row: Row, prompt: values.Prompt, chosen: str, rejected: str) -> Preference:
     if chosen.strip() == rejected.strip():
         raise BadRow("chosen and rejected are equal")
-    return Preference(prompt, chosen, rejected, _margin(row))
+    samples = row.get("samples") or ()
+    if not isinstance(samples, list | tuple):
+        raise BadRow(f"samples is {values.kind(samples)}, expected a list of answers")
+    return Preference(
+        prompt, chosen, rejected, _margin(row), tuple(values.answer(x, f"samples[{i}]") for i, x in enumerate(samples))
+    )
 
 
 def _margin(row: Row) -> float | None:
@@ -131,6 +138,23 @@ def _ranked(row: Row) -> list[Example]:
     return [Ranked(prompt, texts, tuple(values.number(s, f"scores[{i}]") for i, s in enumerate(scores)))]
 
 
+def _prompts(row: Row) -> list[Example]:
+    return [Prompted(values.prompt(values.need(row, "prompt")))]
+
+
+def _crossed(row: Row) -> list[Example]:
+    prompts, completions = values.need(row, "prompts"), values.need(row, "completions")
+    for name, value in (("prompts", prompts), ("completions", completions)):
+        if not isinstance(value, list | tuple):
+            raise BadRow(f"{name} is {values.kind(value)}, expected a list")
+    if len(prompts) != len(completions) or len(prompts) < 2:
+        raise BadRow(f"{len(prompts)} prompts and {len(completions)} completions, expected as many, and at least 2")
+    texts = tuple(values.answer(c, f"completions[{i}]") for i, c in enumerate(completions))
+    if len(set(texts)) < len(texts):
+        raise BadRow("two completions are equal")
+    return [Crossed(tuple(map(values.prompt, prompts)), texts)]
+
+
 def _classification(row: Row) -> list[Example]:
     pair = row.get("pair")
     text = values.string(values.need(row, "text"), "text")
@@ -157,7 +181,7 @@ def _graded_solutions(row: Row) -> list[Example]:
     return [Preference(question, s, wrong[i % len(wrong)]) for i, s in enumerate(right)] if wrong else []
 
 
-SCORES = ("margin", "score_chosen", "score_rejected")
+SCORES = ("margin", "score_chosen", "score_rejected", "samples")
 
 FORMATS: dict[str, Format] = {
     f.name: f
@@ -178,6 +202,9 @@ FORMATS: dict[str, Format] = {
                _unpaired),
         Format("ranked", "a prompt and several answers with scores", ("prompt", "completions", "scores"),
                _ranked),
+        Format("prompts", "prompts that a source lets the model answer", ("prompt",), _prompts),
+        Format("crossed", "prompts and the answer given to each, scored in all combinations", ("prompts", "completions"),
+               _crossed),
         Format("classification", "a text (or a pair) and its class", ("text", "label"),
                _classification, ("pair",)),
         Format("question-answer", "a question and its answer", ("question", "answer"), _question_answer),
@@ -277,8 +304,9 @@ def examples(
     format: str = "auto",
     notice: Callable[[str], None] = lambda text: None,
     limit_errors: int = 10,
+    drop: bool = False,
 ) -> list[Example]:
-    """All examples of ``rows``; one ``UsageError`` lists up to ``limit_errors`` bad rows.
+    """All examples of ``rows``; one ``UsageError`` lists up to ``limit_errors`` bad rows, or with ``drop`` a notice counts them.
 
     ``notice`` is told what was detected, how the rows were read, and how many rows give nothing.
     """
@@ -297,7 +325,9 @@ def examples(
             continue
         found += made
         barren += not made
-    if problems.total:
+    if problems.total and drop and found:
+        notice(problems.sentence(rows.name, of=len(rows)))
+    elif problems.total:
         raise problems.error(f"{rows.name} as {format}", of=len(rows))
     if barren:
         notice(f"{rows.name}: {barren} of {len(rows)} rows have no pair to compare and are left out")

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from metier.core import models
-from metier.core.batch import Labels, Lists, Pairs, Rated, Rollouts, Tokens
+from metier.core.batch import Labels, Lists, Pairs, Rated, Rewards, Rollouts, Tokens
 from metier.core.config import Data
 from metier.core.context import derive_seed
 from metier.core.data import formats
+from metier.core.data.derive import derive
 from metier.core.data.encode import Encoder, Item, chunks
 from metier.core.data.formats import examples
 from metier.core.data.loader import Loader, Ramp, Shape
+from metier.core.data.mismatch import mismatched
 from metier.core.data.rows import Rows, open_rows
 from metier.core.engine import Engine
 from metier.core.errors import UsageError, unknown
@@ -27,8 +29,9 @@ READS: dict[type, tuple[type, ...]] = {
     Tokens: (formats.Text, formats.Chat, formats.Completion),
     Rollouts: (formats.Text, formats.Chat, formats.Completion),
     Pairs: (formats.Preference,),
+    Rewards: (formats.Preference,),
     Rated: (formats.Judged,),
-    Lists: (formats.Ranked,),
+    Lists: (formats.Ranked, formats.Crossed),
     Labels: (formats.Labelled,),
 }
 Notice = Callable[[str], None]
@@ -49,13 +52,13 @@ class OpenData:
 
     @property
     def task(self) -> models.Task:
-        """What the model is loaded for."""
-        return "classify" if self.resolved.reads is Labels else "lm"
+        """What the model is loaded for; a reward model is a classifier with one output."""
+        return "classify" if self.resolved.reads in (Labels, Rewards) else "lm"
 
     @property
     def num_labels(self) -> int:
-        """Classes of a classifier."""
-        return max(2, len(self.labels))
+        """Outputs of a classifier's or reward model's head."""
+        return 1 if self.resolved.reads is Rewards else max(2, len(self.labels))
 
     @property
     def settings(self) -> Data:
@@ -74,6 +77,9 @@ class OpenData:
         stream = None if self.resolved.source is None else self._stream(encoder)
         items = None if stream is not None else self._items(encoder, [e for part in self.train.values() for e in part])
         held = self._held_out(encoder)
+        if "mismatch" in self.resolved.needs:
+            items = None if items is None else list(mismatched(items, encoder.max_length))
+            held = list(mismatched(held, encoder.max_length))
         if said := encoder.summary():
             self.notice(said)
         loader = Loader(
@@ -146,7 +152,8 @@ class OpenData:
             drawn = source.stream(self.train, epoch=epoch, rng=rng, progress=progress)
             if self.settings.chunk:
                 return iter(chunks(encoder, drawn, encoder.max_length))
-            return (item for item in map(encoder, drawn) if item is not None)
+            items = (item for item in map(encoder, drawn) if item is not None)
+            return mismatched(items, encoder.max_length) if "mismatch" in self.resolved.needs else items
 
         return stream
 
@@ -266,9 +273,12 @@ def _tails(found: list[formats.Text], fraction: float) -> tuple[list[Any], list[
 def _convert(rows: Rows, resolved: Resolved, notice: Notice, key: str) -> list[Any]:
     """All examples of ``rows``, of a type that the objective reads; ``key`` of ``data`` is where they were asked for."""
     data, where = resolved.run.data, resolved.document.where
-    found: list[Any] = examples(rows, data.format, notice=notice)
+    found: list[Any] = examples(rows, data.format, notice=notice, drop=data.on_bad == "drop")
     wanted = READS[resolved.reads]
-    if not isinstance(found[0], wanted):
+    if not isinstance(found[0], wanted) and (derived := derive(found, wanted)):
+        found, sentence = derived
+        notice(f"{rows.name}: {sentence}")
+    if not found or not isinstance(found[0], wanted):
         kinds, kind = " or ".join(k.__name__.lower() for k in wanted), type(found[0]).__name__.lower()
         raise UsageError(
             f"{resolved.objective.built.id} reads {kinds} examples, but {rows.name} holds {kind} examples",
@@ -276,11 +286,25 @@ def _convert(rows: Rows, resolved: Resolved, notice: Notice, key: str) -> list[A
         )  # fmt: skip
     if data.chunk and not isinstance(found[0], formats.Text):
         raise UsageError("data.chunk is for plain text", where=where(("data", "chunk")))
+    if "samples" in resolved.needs and data.source is None:
+        _check_samples(found, resolved.objective.built.id)
     with_margin = sum(getattr(e, "margin", None) is not None for e in found)
     if 0 < with_margin < len(found):
         notice(f"{rows.name}: only {with_margin} of {len(found)} pairs have a margin; margins are not used")
         return [replace(e, margin=None) for e in found]
     return found
+
+
+def _check_samples(found: list[Any], objective: str) -> None:
+    """Raise ``UsageError`` unless every pair brings as many samples of the reference, at least one."""
+    number = len(found[0].samples)
+    odd = next((e for e in found if len(e.samples) != number or not e.samples), None)
+    if odd is not None:
+        raise UsageError(
+            f"{objective} needs answers sampled from the reference model; this row has {len(odd.samples)}"
+            + (f", the first one {number}" if number != len(odd.samples) else ""),
+            where=odd.id, hint="Give every row a key samples: [answer, …], or data.source: reference-samples.",
+        )  # fmt: skip
 
 
 def _labels(train: Mapping[str, list[Any]], held_out: list[Any], notice: Notice) -> dict[Any, int]:

@@ -38,6 +38,12 @@ class Problems:
         if self.keep is None or len(self.shown) < self.keep:
             self.shown.append((where, reason))
 
+    def sentence(self, name: str, of: int) -> str:
+        """What was left out, with the first places and their reasons."""
+        shown = "; ".join(f"{where}: {reason}" for where, reason in self.shown[:3])
+        more = "; …" if self.total > 3 else ""
+        return f"{name}: {self.total} of {of} rows cannot be used and are left out ({shown}{more})"
+
     def error(self, name: str, of: int | None = None) -> UsageError:
         """One error that lists the rows."""
         out_of = f" of {of}" if of else ""
