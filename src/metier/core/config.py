@@ -118,6 +118,9 @@ class Run(Strict):
     objective: PartRef = "lm"
     reference: str | None = None
     """Reference model for objectives that need one; default: the model at the start (adapter off)."""
+    reference_scores: str = "live"
+    """``live`` runs the reference model in every step; ``cached`` runs it once over all data before training and keeps the scores
+    in the user's cache folder; anything else names a folder to keep them in."""
     optimizer: PartRef = "adamw"
     schedule: PartRef = "cosine"
     hooks: list[PartRef] = Field(default_factory=list)

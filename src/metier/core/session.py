@@ -24,6 +24,7 @@ from metier.core.lossmodule import LossModule
 from metier.core.resolve import Resolved
 from metier.core.runfolder import FORMAT, command_line, environment, publish, write_json
 from metier.core.schedule import Schedule
+from metier.core.scores import Reference, reference_scorer
 from metier.core.yamlfile import Document
 
 
@@ -164,8 +165,10 @@ def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: 
     bundle = models.load(run.model, task=data.task, num_labels=data.num_labels, dtype=_dtype(run.dtype), seed=run.train.seed)
     bundle.model.to(engine.device)
     bundle, attached = _transform(resolved, bundle)
-    loader, eval_layouts = data.encode(bundle)
-    module = LossModule(bundle.model, resolved.objective.built, _reference(resolved, bundle, attached, engine))
+    reference = _reference(resolved, bundle, attached, engine)
+    scored = _kept_scores(reference, resolved, bundle, engine, data.notice) if reference else None
+    loader, eval_layouts = data.encode(bundle, scored)
+    module = LossModule(bundle.model, resolved.objective.built, reference.score if reference and not scored else None)
     if not any(p.requires_grad for p in bundle.model.parameters()):
         raise UsageError("no parameter is trainable")
     wrapped = engine.wrap(module, models.blocks(bundle.model) if engine.strategy == "fsdp" else ())
@@ -227,17 +230,41 @@ def _transformed(resolved: Resolved, bundle: models.Bundle) -> tuple[models.Bund
     return models.replace_model(bundle, attached.model), attached
 
 
-def _reference(resolved: Resolved, bundle: models.Bundle, attached: Any, engine: engines.Engine) -> Any:
+@dataclass(frozen=True)
+class _Reference:
+    """How the reference model is asked, and what is known about it."""
+
+    score: Reference
+    name: str
+    fingerprint: str
+
+
+def _reference(resolved: Resolved, bundle: models.Bundle, attached: Any, engine: engines.Engine) -> _Reference | None:
     """Log-probabilities under the reference model: the adapter switched off, or a frozen second model."""
     if "reference" not in resolved.needs:
         return None
-    from metier.core.scores import reference_scorer
-
     if resolved.run.reference is None and attached is not None:
-        return reference_scorer(bundle.model, attached.disabled)
+        return _Reference(reference_scorer(bundle.model, attached.disabled), bundle.name, bundle.fingerprint)
     name = resolved.run.reference or resolved.run.model
-    frozen: nn.Module = models.load(name, dtype=_dtype(resolved.run.dtype), seed=resolved.run.train.seed).model
-    return reference_scorer(frozen.to(engine.device).requires_grad_(False).eval(), contextlib.nullcontext)
+    loaded = models.load(name, dtype=_dtype(resolved.run.dtype), seed=resolved.run.train.seed)
+    frozen = loaded.model.to(engine.device).requires_grad_(False).eval()
+    return _Reference(reference_scorer(frozen, contextlib.nullcontext), name, loaded.fingerprint)
+
+
+def _kept_scores(reference: _Reference, resolved: Resolved, bundle: models.Bundle, engine: engines.Engine, notice: Any) -> Any:
+    """What gives items their reference scores from a cache, or ``None`` when the run asks for live ones."""
+    from metier.core.data.pipeline import tokenizer_fingerprint
+    from metier.core.refcache import Identity, KeptScores
+
+    kept = resolved.run.reference_scores
+    if kept == "live":
+        return None
+    if "logits" in resolved.needs:
+        raise UsageError(f"{resolved.objective.built.id} reads whole logit rows of the reference, which are not kept",
+                         where="reference_scores", hint="Use reference_scores: live.")  # fmt: skip
+    template = "".join(tokenizer_fingerprint(bundle.tokenizer).values())
+    identity = Identity(reference.name, reference.fingerprint, template)
+    return KeptScores(identity, reference.score, engine, notice, None if kept == "cached" else Path(kept))
 
 
 def _saved_tensors(model: nn.Module, attached: Any = None) -> list[tuple[str, Tensor]]:

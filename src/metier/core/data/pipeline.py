@@ -35,6 +35,7 @@ READS: dict[type, tuple[type, ...]] = {
     Labels: (formats.Labelled,),
 }
 Notice = Callable[[str], None]
+Scored = Callable[[list[Item], Shape, str], list[Item]]
 
 
 @dataclass
@@ -65,8 +66,11 @@ class OpenData:
         """The ``data`` section of the run file."""
         return self.resolved.run.data
 
-    def encode(self, bundle: models.Bundle) -> tuple[Loader, list[Layout]]:
-        """The loader and the held-out layouts. Raises ``UsageError`` when nothing is left to train on."""
+    def encode(self, bundle: models.Bundle, scored: Scored | None = None) -> tuple[Loader, list[Layout]]:
+        """The loader and the held-out layouts. Raises ``UsageError`` when nothing is left to train on.
+
+        ``scored`` gives items the scores of the reference model.
+        """
         run, tokenizer = self.resolved.run, bundle.tokenizer
         encoder = self.encoder(tokenizer)
         if self.labels:
@@ -82,6 +86,14 @@ class OpenData:
             held = list(mismatched(held, encoder.max_length))
         if said := encoder.summary():
             self.notice(said)
+        if scored is not None:
+            if items is None:
+                raise UsageError(
+                    f"{self.resolved.source.built.id if self.resolved.source else 'the source'} makes its examples while the run "
+                    "goes on: their reference scores cannot be kept",
+                    where="reference_scores", hint="Use reference_scores: live.",
+                )  # fmt: skip
+            items, held = scored(items, shape, "train"), scored(held, shape, "eval")
         loader = Loader(
             items, stream, shape, fingerprint=self.fingerprint, seed=run.train.seed, batch=run.train.batch,
             rank=self.engine.rank, world=self.engine.world, shuffle=self.settings.shuffle, workers=run.train.workers,
