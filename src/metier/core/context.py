@@ -15,6 +15,7 @@ from metier.core.config import Run
 from metier.core.engine import Engine
 from metier.core.layout import Layout
 from metier.core.models import Bundle
+from metier.core.reference import ReferenceModel
 
 
 def derive_seed(*parts: object) -> int:
@@ -41,6 +42,8 @@ class Context:
     """Loss and metrics on the held-out data, with evaluation hooks applied."""
     attached: Any = None
     """The adapter (``metier.core.adapt.Attached``) when the run has one."""
+    reference: ReferenceModel | None = None
+    """The reference model, when the run asks one in every step."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Metrics of the current step; parts may add to them in ``on_step``."""
     layouts: list[Layout] = field(default_factory=list)

@@ -124,6 +124,13 @@ def _check_together(r: Resolved, needs: frozenset[str]) -> None:
     if "adapter" in needs and r.adapter is None:
         wanting = [b.built.id for b in r.parts() if "adapter" in _needs(b.built)]
         raise UsageError(f"{', '.join(wanting)} needs an adapter", where=r.document.name, hint="For example: adapter: lora")
+    if "reference" not in _needs(r.objective.built):
+        for b in r.hooks:
+            if "reference" in _needs(b.built):
+                raise UsageError(
+                    f"{b.built.id} works on the reference model, which {r.objective.built.id} does not use",
+                    where=r.document.where(("hooks",)),
+                )
     train = r.run.train
     lengths = [k for k in ("steps", "epochs", "tokens") if getattr(train, k) is not None]
     if len(lengths) != 1:

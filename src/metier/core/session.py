@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from metier.core import engine as engines
-from metier.core import models, resolve
+from metier.core import kernel, models, resolve, separate
 from metier.core.clock import Clock
 from metier.core.config import Run
 from metier.core.context import Context, derive_seed
 from metier.core.errors import UsageError
 from metier.core.layout import Layout
 from metier.core.lossmodule import LossModule
+from metier.core.reference import ReferenceModel
 from metier.core.resolve import Resolved
 from metier.core.runfolder import FORMAT, command_line, environment, publish, write_json
 from metier.core.schedule import Schedule
-from metier.core.scores import Reference, reference_scorer
+from metier.core.scores import reference_scorer
 from metier.core.yamlfile import Document
 
 
@@ -164,11 +165,14 @@ def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: 
     _check_some_loss(data, run)
     bundle = models.load(run.model, task=data.task, num_labels=data.num_labels, dtype=_dtype(run.dtype), seed=run.train.seed)
     bundle.model.to(engine.device)
+    watched = bool(run.transform or run.hooks)
+    kernel.choose(bundle.model, run.train.attention, grouped=data.grouped, watched=watched, notice=data.notice)
     bundle, attached = _transform(resolved, bundle)
     reference = _reference(resolved, bundle, attached, engine)
-    scored = _kept_scores(reference, resolved, bundle, engine, data.notice) if reference else None
-    loader, eval_layouts = data.encode(bundle, scored)
-    module = LossModule(bundle.model, resolved.objective.built, reference.score if reference and not scored else None)
+    kept = _kept_scores(reference, resolved, bundle, engine, data.notice) if reference else None
+    loader, eval_layouts = data.encode(bundle, kept, reference.initial if reference else None, folder)
+    reference = None if kept else reference
+    module = LossModule(bundle.model, resolved.objective.built, reference)
     if not any(p.requires_grad for p in bundle.model.parameters()):
         raise UsageError("no parameter is trainable")
     wrapped = engine.wrap(module, models.blocks(bundle.model) if engine.strategy == "fsdp" else ())
@@ -179,7 +183,7 @@ def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: 
     loader.expected = loader.examples_in(steps)
     context = Context(
         run, bundle, engine, optimizer, wrapped, folder,
-        Clock(0, steps, 0, loader.tokens_per_step), journal.emit, dict, attached,
+        Clock(0, steps, 0, loader.tokens_per_step), journal.emit, dict, attached, reference,
     )  # fmt: skip
     if "closure" in resolved.needs and run.train.clip is not None:
         journal.emit(
@@ -230,28 +234,25 @@ def _transformed(resolved: Resolved, bundle: models.Bundle) -> tuple[models.Bund
     return models.replace_model(bundle, attached.model), attached
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """How the reference model is asked, and what is known about it."""
-
-    score: Reference
-    name: str
-    fingerprint: str
-
-
-def _reference(resolved: Resolved, bundle: models.Bundle, attached: Any, engine: engines.Engine) -> _Reference | None:
-    """Log-probabilities under the reference model: the adapter switched off, or a frozen second model."""
+def _reference(resolved: Resolved, bundle: models.Bundle, attached: Any, engine: engines.Engine) -> ReferenceModel | None:
+    """The reference model: the adapter switched off, or a frozen second model."""
     if "reference" not in resolved.needs:
         return None
     if resolved.run.reference is None and attached is not None:
-        return _Reference(reference_scorer(bundle.model, attached.disabled), bundle.name, bundle.fingerprint)
+        return ReferenceModel(reference_scorer(bundle.model, attached.disabled), bundle.name, bundle.fingerprint)
     name = resolved.run.reference or resolved.run.model
     loaded = models.load(name, dtype=_dtype(resolved.run.dtype), seed=resolved.run.train.seed)
     frozen = loaded.model.to(engine.device).requires_grad_(False).eval()
-    return _Reference(reference_scorer(frozen, contextlib.nullcontext), name, loaded.fingerprint)
+    kernel.choose(frozen, resolved.run.train.attention, grouped=False)
+    score = reference_scorer(frozen, contextlib.nullcontext)
+    if resolved.run.reference is not None:  # perhaps of another family than the model
+        score = separate.scorer(frozen, score, loaded.tokenizer.pad_token_id or 0)
+    return ReferenceModel(score, name, loaded.fingerprint)
 
 
-def _kept_scores(reference: _Reference, resolved: Resolved, bundle: models.Bundle, engine: engines.Engine, notice: Any) -> Any:
+def _kept_scores(
+    reference: ReferenceModel, resolved: Resolved, bundle: models.Bundle, engine: engines.Engine, notice: Any
+) -> Any:
     """What gives items their reference scores from a cache, or ``None`` when the run asks for live ones."""
     from metier.core.data.pipeline import tokenizer_fingerprint
     from metier.core.refcache import Identity, KeptScores
@@ -264,7 +265,7 @@ def _kept_scores(reference: _Reference, resolved: Resolved, bundle: models.Bundl
                          where="reference_scores", hint="Use reference_scores: live.")  # fmt: skip
     template = "".join(tokenizer_fingerprint(bundle.tokenizer).values())
     identity = Identity(reference.name, reference.fingerprint, template)
-    return KeptScores(identity, reference.score, engine, notice, None if kept == "cached" else Path(kept))
+    return KeptScores(identity, reference.initial, engine, notice, None if kept == "cached" else Path(kept))
 
 
 def _saved_tensors(model: nn.Module, attached: Any = None) -> list[tuple[str, Tensor]]:

@@ -1,6 +1,8 @@
 """A run in miniature for the contract suites: a very small model, a few layouts, a context, training
 steps."""
 
+import contextlib
+import copy
 import inspect
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -21,6 +23,8 @@ from metier.core.events import Dispatcher
 from metier.core.layout import Layout
 from metier.core.lossmodule import LossModule
 from metier.core.part import Built, Card
+from metier.core.reference import ReferenceModel
+from metier.core.scores import reference_scorer
 
 MODEL = "lab/llama-50k"
 
@@ -113,10 +117,10 @@ def tiny(*listeners: Any, model: Any = None, steps: int = 8) -> Tiny:
     engine = Engine(torch.device("cpu"), "fp32", "ddp")
     optimizer = torch.optim.SGD(bundle.model.parameters(), lr=0.1)
     folder = Path(tempfile.gettempdir())
-    return Tiny(
-        Context(run, bundle, engine, optimizer, module, folder, Clock(0, steps, 0, 40.0), lambda e: None, dict),
-        list(listeners),
-    )
+    reference = ReferenceModel(reference_scorer(copy.deepcopy(bundle.model), contextlib.nullcontext), MODEL, bundle.fingerprint)
+    clock = Clock(0, steps, 0, 40.0)
+    context = Context(run, bundle, engine, optimizer, module, folder, clock, lambda e: None, dict, reference=reference)
+    return Tiny(context, list(listeners))
 
 
 def cached(model: Any, ids: Tensor, cache: Any = None) -> Any:

@@ -291,9 +291,9 @@ def _gradient(id: str, case: Case) -> str:
 
 
 def _source(obj: Any) -> str:
-    """Source of a part and of the functions of its module that it names."""
+    """Source of a part and of its own module's functions that it names; what it imports (metrics) has no say."""
     own = inspect.getsource(obj)
-    helpers = inspect.getmembers(inspect.getmodule(obj), inspect.isfunction)
+    helpers = inspect.getmembers(inspect.getmodule(obj), lambda f: inspect.isfunction(f) and f.__module__ == obj.__module__)
     return own + "".join(inspect.getsource(f) for name, f in helpers if f"{name}(" in own and f is not obj)
 
 

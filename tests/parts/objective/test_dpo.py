@@ -6,6 +6,7 @@ Bugs it is meant to catch: chosen and rejected or policy and reference exchanged
 import numpy as np
 import pytest
 import torch
+from _referenced import check_like_trl
 
 from metier.core import models, part
 from metier.core.batch import Pairs
@@ -76,6 +77,42 @@ def test_constants_of_the_reference_cancel():
     a = dpo(pairs(*RANDOM))[0]
     b = dpo(pairs(RANDOM[0], RANDOM[1], [v + 7 for v in RANDOM[2]], [v + 7 for v in RANDOM[3]]))[0]
     torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
+
+
+def test_population_labels_lead_to_the_optimum_of_the_regularized_reward():
+    """With the Bradley–Terry probabilities of all pairs, gradient descent ends at ``softmax(log μ + r*/β)``, per prompt."""
+    rng, beta, answers = np.random.default_rng(1), 0.5, 5
+    ref = torch.log_softmax(torch.tensor(rng.normal(size=(3, answers))), 1)
+    reward = torch.tensor(rng.normal(size=(3, answers)))
+    i, j = (k.flatten() for k in torch.meshgrid(torch.arange(answers), torch.arange(answers), indexing="ij"))
+    weight = torch.sigmoid(reward[:, i] - reward[:, j]).flatten()
+    table, n = ref.clone().requires_grad_(), torch.ones(3 * answers**2)
+    for _ in range(400):
+        logp = table.log_softmax(1)
+        batch = Pairs(logp[:, i].flatten(), logp[:, j].flatten(), n, n, ref[:, i].flatten(), ref[:, j].flatten())
+        (slope,) = torch.autograd.grad((weight * dpo(batch, beta=beta)[0]).sum(), table)
+        table.data -= 2.0 * slope
+    best = torch.softmax(ref + reward / beta, 1)
+    assert (table.detach().softmax(1) - best).abs().sum(1).max() / 2 < 1e-5
+
+
+def test_the_start_in_value_and_slope():
+    """``log 2`` and ``∓β/2`` for any beta; ties of the implicit rewards count one half."""
+    for beta in (0.01, 0.1, 5.0):
+        batch = pairs([-3.0, -50.0], [-9.0, -1.0], [-3.0, -50.0], [-9.0, -1.0])
+        batch.chosen_logps.requires_grad_()
+        batch.rejected_logps.requires_grad_()
+        loss, metrics = dpo(batch, beta=beta)
+        loss.sum().backward()
+        np.testing.assert_allclose(loss.detach(), np.log(2), rtol=1e-12)
+        np.testing.assert_allclose(batch.chosen_logps.grad, -beta / 2)
+        np.testing.assert_allclose(batch.rejected_logps.grad, beta / 2)
+        assert metrics["accuracy"].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("beta", [0.05, 1.0])
+def test_by_trl(beta):
+    check_like_trl("dpo", "sigmoid", options={"beta": beta}, beta=beta)
 
 
 def test_default_and_range_of_beta():

@@ -94,6 +94,10 @@ class Encoder:
         """What was dropped or cut, in one line."""
         return ", ".join(f"{n} examples {why}" for why, n in sorted(self.counts.items())) or None
 
+    def prompt(self, prompt: formats.Prompt) -> np.ndarray:
+        """Token ids of a prompt as it stands before an answer."""
+        return self._prompt(prompt)[0]
+
     # --- by type -------------------------------------------------------------------------------------------------
 
     def _encode(self, e: Any) -> Item | None:

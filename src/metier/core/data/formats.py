@@ -15,6 +15,7 @@ from metier.core.data.examples import (
     Labelled,
     Message,
     Preference,
+    Prompt,
     Prompted,
     Ranked,
     Text,
@@ -25,7 +26,7 @@ from metier.core.errors import UsageError, nearest, unknown
 
 __all__ = [
     "FORMATS", "BadRow", "Chat", "Completion", "Crossed", "Example", "Format", "Judged", "Labelled", "Message",
-    "Preference", "Prompted", "Ranked", "Text", "convert", "detect", "examples", "expand", "lookup",
+    "Preference", "Prompt", "Prompted", "Ranked", "Text", "convert", "detect", "examples", "expand", "lookup",
 ]  # fmt: skip
 
 Row = Mapping[str, Any]

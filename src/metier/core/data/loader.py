@@ -15,6 +15,7 @@ from metier.core.data.collate import collate, pack
 from metier.core.data.encode import Item
 from metier.core.errors import MetierError, UsageError
 from metier.core.layout import Layout
+from metier.core.separate import separate
 
 WASTE = 0.12
 """Sequences share a micro-batch while padding stays below this share of it."""
@@ -43,28 +44,35 @@ class Shape:
     max_length: int = 1024
     unit: str = "token"
     """What the loss is divided by: ``token`` or ``example``."""
+    separate: bool = False
+    """Every answer in a row of its own, with its own copy of the prompt."""
 
     def micros(self, items: Sequence[Item]) -> list[list[list[int]]]:
         """Micro-batches as lists of rows, a row as a list of item indices; long ones first, like beside like."""
-        lengths = [i.length for i in items]
-        rows = (
-            pack(lengths, self.max_length)
-            if self.packed
-            else [[i] for i in sorted(range(len(items)), key=lambda i: (-lengths[i], i))]
-        )
+        sizes = [self._size(i) for i in items]
+        if self.packed:
+            rows = pack([width for _, width in sizes], self.max_length)
+        else:
+            rows = [[i] for i in sorted(range(len(items)), key=lambda i: (-sizes[i][1], i))]
         out: list[list[list[int]]] = []
         for row in rows:
-            if not out or not self._fits(out[-1], row, lengths):
+            if not out or not self._fits(out[-1], row, sizes):
                 out.append([])
             out[-1].append(row)
         return out
 
-    def _fits(self, rows: list[list[int]], row: list[int], lengths: list[int]) -> bool:
+    def _size(self, item: Item) -> tuple[int, int]:
+        """Number of rows that an item takes, and their width."""
+        if self.separate and item.answers:
+            return len(item.answers), len(item.prompt) + max(map(len, item.answers))
+        return 1, item.length
+
+    def _fits(self, rows: list[list[int]], row: list[int], sizes: list[tuple[int, int]]) -> bool:
         if self.micro_batch is not None:
             return sum(map(len, rows)) + len(row) <= self.micro_batch
-        sizes = [sum(lengths[i] for i in r) for r in (*rows, row)]
-        area = max(sizes) * len(sizes)
-        return area <= self.budget and sum(sizes) >= (1 - WASTE) * area
+        together = [(max(sizes[i][0] for i in r), sum(sizes[i][1] for i in r)) for r in (*rows, row)]
+        area = max(width for _, width in together) * sum(height for height, _ in together)
+        return area <= self.budget and sum(h * w for h, w in together) >= (1 - WASTE) * area
 
     def layouts(self, items: Sequence[Item], micros: list[list[list[int]]]) -> list[Layout]:
         """The rows of :meth:`micros` as layouts."""
@@ -72,7 +80,8 @@ class Shape:
         for rows in micros:
             order = [i for row in rows for i in row]
             at = {i: k for k, i in enumerate(order)}
-            out.append(collate([items[i] for i in order], pad_id=self.pad_id, rows=[[at[i] for i in row] for row in rows]))
+            made = collate([items[i] for i in order], pad_id=self.pad_id, rows=[[at[i] for i in row] for row in rows])
+            out.append(separate(made, self.pad_id) if self.separate else made)
         return out
 
     def units(self, items: Sequence[Item]) -> int:

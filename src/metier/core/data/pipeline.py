@@ -13,17 +13,21 @@ from metier.core import models
 from metier.core.batch import Labels, Lists, Pairs, Rated, Rewards, Rollouts, Tokens
 from metier.core.config import Data
 from metier.core.context import derive_seed
-from metier.core.data import formats
+from metier.core.data import formats, rounds
 from metier.core.data.derive import derive
 from metier.core.data.encode import Encoder, Item, chunks
 from metier.core.data.formats import examples
+from metier.core.data.heldout import divide
 from metier.core.data.loader import Loader, Ramp, Shape
 from metier.core.data.mismatch import mismatched
 from metier.core.data.rows import Rows, open_rows
 from metier.core.engine import Engine
 from metier.core.errors import UsageError, unknown
 from metier.core.layout import Layout
-from metier.core.resolve import Resolved
+from metier.core.policy import Policy
+from metier.core.resolve import Bound, Resolved
+from metier.core.scores import Reference
+from metier.core.separate import why_apart
 
 READS: dict[type, tuple[type, ...]] = {
     Tokens: (formats.Text, formats.Chat, formats.Completion),
@@ -34,6 +38,8 @@ READS: dict[type, tuple[type, ...]] = {
     Lists: (formats.Ranked, formats.Crossed),
     Labels: (formats.Labelled,),
 }
+ANSWERED = (Pairs, Rewards, Rated, Lists)
+"""Batch types whose items have answers to a prompt."""
 Notice = Callable[[str], None]
 Scored = Callable[[list[Item], Shape, str], list[Item]]
 
@@ -66,10 +72,12 @@ class OpenData:
         """The ``data`` section of the run file."""
         return self.resolved.run.data
 
-    def encode(self, bundle: models.Bundle, scored: Scored | None = None) -> tuple[Loader, list[Layout]]:
+    def encode(
+        self, bundle: models.Bundle, scored: Scored | None = None, initial: Reference | None = None, folder: Path = Path()
+    ) -> tuple[Loader, list[Layout]]:
         """The loader and the held-out layouts. Raises ``UsageError`` when nothing is left to train on.
 
-        ``scored`` gives items the scores of the reference model.
+        ``scored`` gives items the scores of the reference model; ``initial`` and ``folder`` are for sources that use the model.
         """
         run, tokenizer = self.resolved.run, bundle.tokenizer
         encoder = self.encoder(tokenizer)
@@ -78,7 +86,9 @@ class OpenData:
             bundle.model.config.label2id = {str(name): i for name, i in self.labels.items()}
         self.fingerprint.update(tokenizer_fingerprint(tokenizer))
         shape = self.shape(bundle)
-        stream = None if self.resolved.source is None else self._stream(encoder)
+        stream = None if self.resolved.source is None else self._stream(encoder, Policy(
+            bundle, self.engine, self.encoder(tokenizer), shape, folder, self.resolved.reads, initial
+        ))  # fmt: skip
         items = None if stream is not None else self._items(encoder, [e for part in self.train.values() for e in part])
         held = self._held_out(encoder)
         if "mismatch" in self.resolved.needs:
@@ -121,8 +131,27 @@ class OpenData:
         pad = bundle.tokenizer.pad_token_id
         return Shape(
             pad if pad is not None else 0, token_budget(bundle.model.config, self.engine.device.type), run.train.micro_batch,
-            run.data.packed, run.data.max_length, unit,
+            run.data.packed, run.data.max_length, unit, self._separate(bundle.model),
         )  # fmt: skip
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several sequences may share a row: answers to one prompt, or packed sequences."""
+        return self.settings.packed or (self.settings.prompt_once and self.resolved.reads in ANSWERED)
+
+    def _separate(self, model: Any) -> bool:
+        """Whether every answer gets a row of its own. Raises ``UsageError`` for packed rows that cannot be."""
+        answered, d, where = self.resolved.reads in ANSWERED, self.settings, self.resolved.document.where
+        if d.packed and answered and not d.prompt_once:
+            raise UsageError("data.packed shares rows, data.prompt_once: false gives every answer its own",
+                             where=where(("data", "packed")), hint="Leave one of them out.")  # fmt: skip
+        why = why_apart(model) if self.grouped or "policy" in self.resolved.needs else None
+        if why and d.packed:
+            raise UsageError(f"{model.config.model_type} cannot take several sequences in a row: {why}",
+                             where=where(("data", "packed")), hint="Set data.packed: false.")  # fmt: skip
+        if why and answered:
+            self.notice(f"{model.config.model_type}: {why}; every answer gets a row with its own copy of the prompt")
+        return bool(why) or not (d.prompt_once or d.packed)
 
     def _items(self, encoder: Encoder, found: list[Any]) -> list[Item]:
         if not self.settings.chunk:
@@ -149,19 +178,23 @@ class OpenData:
 
     def _lengths(self, encoder: Encoder, items: list[Item] | None) -> list[int]:
         """Lengths of the items; of a few where they come from a source."""
-        if self.settings.chunk:
+        if self.settings.chunk or "policy" in self.resolved.needs:
             return [encoder.max_length]
         few = [e for part in self.train.values() for e in part[:50]]
         return [i.length for i in items or self.encoder(encoder.tokenizer).all(few)]
 
-    def _stream(self, encoder: Encoder) -> Callable[[int, Callable[[], float]], Iterator[Item]]:
+    def _stream(self, encoder: Encoder, policy: Policy) -> Callable[[int, Callable[[], float]], Iterator[Item]]:
         assert self.resolved.source is not None
         source = self.resolved.source.built.obj
         seed = self.resolved.run.train.seed
 
         def stream(epoch: int, progress: Callable[[], float]) -> Iterator[Item]:
             rng = np.random.default_rng(derive_seed(seed, "source", epoch))
-            drawn = source.stream(self.train, epoch=epoch, rng=rng, progress=progress)
+            if "policy" in _needs(self.resolved.source):
+                wanted = READS[self.resolved.reads]
+                drawn = rounds.stream(source, self.train, policy, wanted, epoch=epoch, rng=rng, notice=self.notice)
+            else:
+                drawn = source.stream(self.train, epoch=epoch, rng=rng, progress=progress)
             if self.settings.chunk:
                 return iter(chunks(encoder, drawn, encoder.max_length))
             items = (item for item in map(encoder, drawn) if item is not None)
@@ -243,50 +276,13 @@ def _has_splits(where: str) -> bool:
     return not where.startswith("lab/") and not Path(where).expanduser().is_file()
 
 
-def divide(rows: Rows, found: list[Any], fraction: float, *, tails: bool) -> tuple[list[Any], list[Any]]:
-    """Examples to train on and a held-out fraction, chosen by a fixed seed: the same for every run on these rows.
-
-    All examples of a row stay together. With ``tails`` and too few rows for the fraction, the end of each text is held out.
-    """
-    if tails and len(rows) * fraction < 1:
-        return _tails(found, fraction)
-    number = max(1, round(len(rows) * fraction))
-    order = np.random.default_rng(derive_seed("held out", len(rows))).permutation(len(rows))
-    ids = {rows.id(i) for i in order[:number].tolist()}
-    held = [e for e in found if e.id in ids or e.id.rpartition("+")[0] in ids]
-    kept = [e for e in found if not (e.id in ids or e.id.rpartition("+")[0] in ids)]
-    if not held or not kept:
-        raise UsageError(
-            f"{rows.name} has only {len(rows)} rows: {'none is left to train on' if held else 'none can be held out'}",
-            where="data.eval_fraction", hint="Give data.eval, or more rows." ,
-        )  # fmt: skip
-    return kept, held
-
-
-def _tails(found: list[formats.Text], fraction: float) -> tuple[list[Any], list[Any]]:
-    """Each text up to a line end, and the rest of it; a text of one line is kept whole."""
-    kept, held = [], []
-    for e in found:
-        aim = int(len(e.text) * (1 - fraction))
-        at = e.text.rfind("\n", 0, aim) + 1 or e.text.find("\n", aim) + 1
-        head, tail = e.text[:at], e.text[at:]
-        if head.strip() and tail.strip():
-            held.append(replace(e, text=tail, id=f"{e.id} tail"))
-        kept.append(replace(e, text=head) if head.strip() and tail.strip() else e)
-    if not held:
-        raise UsageError(
-            "the texts have no lines at which an end can be held out",
-            where="data.eval_fraction",
-            hint="Give data.eval.",
-        )
-    return kept, held
-
-
 def _convert(rows: Rows, resolved: Resolved, notice: Notice, key: str) -> list[Any]:
     """All examples of ``rows``, of a type that the objective reads; ``key`` of ``data`` is where they were asked for."""
     data, where = resolved.run.data, resolved.document.where
     found: list[Any] = examples(rows, data.format, notice=notice, drop=data.on_bad == "drop")
     wanted = READS[resolved.reads]
+    if key == "train" and resolved.source is not None:
+        wanted = getattr(resolved.source.built.obj, "takes", wanted)
     if not isinstance(found[0], wanted) and (derived := derive(found, wanted)):
         found, sentence = derived
         notice(f"{rows.name}: {sentence}")
@@ -305,6 +301,10 @@ def _convert(rows: Rows, resolved: Resolved, notice: Notice, key: str) -> list[A
         notice(f"{rows.name}: only {with_margin} of {len(found)} pairs have a margin; margins are not used")
         return [replace(e, margin=None) for e in found]
     return found
+
+
+def _needs(source: Bound | None) -> frozenset[str]:
+    return frozenset() if source is None else frozenset(getattr(source.built.obj, "needs", source.built.card.needs))
 
 
 def _check_samples(found: list[Any], objective: str) -> None:

@@ -1,0 +1,79 @@
+"""Sources that let the model answer: each epoch is a round, made with the weights of its beginning and written down.
+
+What a round made stands in ``rounds/round-0001.jsonl`` of the run's folder: it can be read by people, and a resumed run
+reads it instead of making it again, with weights that meanwhile are others.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metier.core.data import formats
+from metier.core.data.examples import Completion, Crossed, Example, Judged, Message, Preference, Ranked
+from metier.core.errors import MetierError, UsageError
+from metier.core.policy import Policy
+
+FORMATS = {
+    Preference: "preference", Ranked: "ranked", Judged: "unpaired", Completion: "prompt-completion", Crossed: "crossed",
+}  # fmt: skip
+
+
+def stream(
+    source: Any, inputs: Mapping[str, Sequence[Example]], policy: Policy, wanted: tuple[type, ...], *,
+    epoch: int, rng: np.random.Generator, notice: Callable[[str], None],
+) -> Iterator[Example]:  # fmt: skip
+    """The examples of round ``epoch + 1``: read when the run has made them before, else made by ``source.round`` and kept.
+
+    The first process makes them and the others read. Raises ``UsageError`` for sharded weights, and for examples that the
+    objective cannot read.
+    """
+    if policy.engine.world > 1 and policy.engine.strategy == "fsdp":
+        raise UsageError("sources that let the model answer need whole weights in every process", hint="Use train.strategy: ddp.")
+    path = policy.folder / "rounds" / f"round-{epoch + 1:04d}.jsonl"
+    if policy.engine.main and not path.is_file():
+        began = time.monotonic()
+        made = list(source.round(inputs, policy=policy, round=epoch, rng=rng))
+        _check(made, wanted, source, epoch)
+        _write(path, made)
+        notice(f"round {epoch + 1}: {len(made)} examples made in {time.monotonic() - began:.1f} s, kept in {path.name}")
+    policy.engine.barrier()
+    yield from _read(path)
+
+
+def _check(made: list[Example], wanted: tuple[type, ...], source: Any, epoch: int) -> None:
+    name = source.__metier__.id
+    if not made:
+        raise MetierError(f"{name} made no example in round {epoch + 1}")
+    if not isinstance(made[0], wanted):
+        kinds = " or ".join(k.__name__.lower() for k in wanted)
+        raise UsageError(f"{name} makes {type(made[0]).__name__.lower()} examples, but the objective reads {kinds}")
+
+
+def _write(path: Path, made: list[Example]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(to_row(e), ensure_ascii=False) + "\n" for e in made)
+    aside = path.with_suffix(".part")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def _read(path: Path) -> Iterator[Example]:
+    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        row = json.loads(line)
+        yield formats.convert(row, row.pop("format"), id=f"{path.name}:{i + 1}")
+
+
+def to_row(e: Any) -> dict[str, Any]:
+    """An example as the row of a file, its format included."""
+    fields = {k: _plain(v) for k, v in vars(e).items() if k not in ("id", "meta") and v not in (None, ())}
+    return {"format": FORMATS[type(e)], **fields, **e.meta}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Message):
+        return {"role": value.role, "content": value.content}
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value

@@ -1,0 +1,56 @@
+"""TR-DPO: a reference that follows the policy (arXiv:2404.09656)."""
+
+from typing import Any
+
+from torch import Tensor
+
+from metier.core.context import Context
+from metier.core.errors import UsageError
+from metier.core.part import Count, Fraction, part
+
+
+@part("hook/tr-dpo", paper="arXiv:2404.09656, equations 5 and 6", rows=(134,), needs=("reference",))
+class TrDpo:
+    """Every ``every`` steps ``μ ← share π + (1 - share) μ``: ``share`` 1 is the paper's hard update, less the soft one.
+
+    Works with every objective that compares with a reference. The paper's settings: soft 0.6, hard every 512 steps. Needs one
+    more copy of what is trained (with an adapter only of the adapter), and is kept in checkpoints. Raises ``UsageError`` with
+    ``reference_scores: cached``, which cannot follow, and with sharded weights.
+    """
+
+    def __init__(self, *, share: Fraction = 0.6, every: Count = 512) -> None:
+        self.share, self.every = share, every
+        self._loaded: dict[str, Tensor] = {}
+        self._ctx: Context | None = None
+
+    def on_start(self, ctx: Context) -> None:
+        """Begin with the weights of the start, or those of a checkpoint."""
+        if ctx.reference is None:
+            raise UsageError(
+                "hook/tr-dpo has nothing to move: the reference scores are cached",
+                where="hooks",
+                hint="Use reference_scores: live.",
+            )
+        if ctx.engine.strategy == "fsdp" and ctx.engine.world > 1:
+            raise UsageError("hook/tr-dpo cannot copy sharded weights", where="train.strategy", hint="Use ddp.")
+        self._ctx = ctx
+        if ctx.reference.state_dict():
+            return
+        ctx.reference.follow(ctx.model)
+        if self._loaded:
+            ctx.reference.load_state_dict(self._loaded)
+
+    def on_step(self, ctx: Context) -> None:
+        """Move the reference when it is time."""
+        if ctx.clock.step % self.every == 0:
+            assert ctx.reference is not None
+            ctx.reference.move(self.share)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights of the reference."""
+        reference = self._ctx.reference if self._ctx else None
+        return {"reference": reference.state_dict() if reference else self._loaded}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self._loaded = state["reference"]

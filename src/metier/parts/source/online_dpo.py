@@ -1,0 +1,60 @@
+"""Online preference pairs: the model answers, a reward judges (arXiv:2402.04792)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from annotated_types import Ge
+
+from metier.core import part as parts
+from metier.core.config import PartRef
+from metier.core.data.examples import Preference, Prompted
+from metier.core.part import Count, NonNegative, part
+from metier.core.policy import Policy
+
+
+@part("source/online-dpo", paper="arXiv:2402.04792 (OAIF), section 3", rows=(134,), needs=("policy",))
+class OnlineDpo:
+    """Each round: K answers of the current model to each prompt; the best and the worst by ``reward`` become a pair.
+
+    ``prompts`` limits a round to so many prompts, in turn, so that the weights that answer are at most one round old. Pairs
+    whose rewards are equal, or whose answers read the same, are left out; ``finished`` leaves out answers that did not end
+    before ``max_new_tokens`` (trained on, they would teach to stop in the middle). The margin is the difference of rewards.
+
+    Reads prompts. Use with any objective that reads pairs, such as ``dpo``; with ``reference`` left alone this is online DPO.
+    """
+
+    takes = (Prompted,)
+    example: ClassVar = {"reward": "arithmetic"}
+
+    def __init__(
+        self, *, reward: PartRef, number: Annotated[int, Ge(2)] = 2, prompts: Count | None = None, max_new_tokens: Count = 64,
+        temperature: NonNegative = 1.0, finished: bool = True,
+    ) -> None:  # fmt: skip
+        self.reward = parts.build(
+            "reward", reward, where=lambda o: f"source/online-dpo, reward{', option ' + o if o else ''}"
+        ).obj
+        self.number, self.prompts, self.max_new_tokens = number, prompts, max_new_tokens
+        self.temperature, self.finished = temperature, finished
+
+    def round(
+        self, inputs: Mapping[str, Sequence[Any]], *, policy: Policy, round: int, rng: np.random.Generator
+    ) -> list[Preference]:
+        """The pairs of one round."""
+        everything = [e for rows in inputs.values() for e in rows]
+        size = min(self.prompts or len(everything), len(everything))
+        chosen = [everything[(round * size + i) % len(everything)] for i in range(size)]
+        answers = policy.sample(
+            [e.prompt for e in chosen], self.number, max_new_tokens=self.max_new_tokens, temperature=self.temperature,
+            seed=int(rng.integers(2**31)),
+        )  # fmt: skip
+        usable = [[a.text for a in own if a.ended or not self.finished] for own in answers]
+        return [pair for e, texts in zip(chosen, usable, strict=True) if (pair := self._pair(e, texts)) is not None]
+
+    def _pair(self, e: Prompted, texts: list[str]) -> Preference | None:
+        if len(set(texts)) < 2:
+            return None
+        scores = self.reward([str(e.prompt)], [texts], None)[0].tolist()
+        best, worst = (f(range(len(texts)), key=scores.__getitem__) for f in (max, min))
+        gap = scores[best] - scores[worst]
+        return Preference(e.prompt, texts[best], texts[worst], gap, meta=e.meta) if gap > 0 else None
