@@ -128,7 +128,7 @@ def shorthand(parts: list[str], *, seeds: int | None = None, changes: Iterable[s
         "question": claim.text if claim else f"Which {kind} does best here?",
         "run": _copy(BASES[kind]), "factor": factor, "control": control,
         "arms": {n: {factor: _reference(kind, n)} for n in names},
-        "minimum_effect": claim.minimum_effect if claim else 0.0, **claimed,
+        "minimum_effect": claim.minimum_effect if claim else 0.0, **METRICS.get(kind, {}), **claimed,
         "tune": LAB_TUNE.get(kind), **({"seeds": seeds} if seeds else {}),
     }  # fmt: skip
     return load(design, changes)[0]
@@ -170,10 +170,26 @@ def _expand(pattern: str) -> list[part.Listing]:
         found = [i for i in part.listing() if i.kind == kind]
         if not found:
             raise unknown("kind", kind, part.KINDS)
-        return found
+        return [i for i in found if _fits(i)]
     return [part.find(pattern)]
 
 
+def _fits(item: part.Listing) -> bool:
+    """Whether a part can be compared with all others of its kind: an objective must learn from given answers alone."""
+    if item.kind != "objective":
+        return True
+    from metier.core.batch import Lists, Pairs, Rated
+    from metier.core.lossmodule import batch_type
+
+    obj = part.load(item.id)
+    if any(o.required for o in part.options(obj).values()):
+        return False
+    built = part.build("objective", item.name)
+    needs = frozenset(getattr(built.obj, "needs", built.card.needs))
+    return batch_type(built.obj) in (Pairs, Rated, Lists) and not needs & {"samples"} and not hasattr(obj, "takes")
+
+
+LAB_REWARD = {"python": {"function": "metier.lab.judges:quality"}}
 _LAB_RUN: dict[str, Any] = {
     "model": "lab/llama-1m",
     "data": {"train": "lab/python", "eval_fraction": 0.05, "eval_limit": 64, "chunk": True, "max_length": 128},
@@ -188,15 +204,29 @@ _LEADERBOARD_RUN: dict[str, Any] = {
     "train": {"steps": 100, "batch": 16, "eval_every": 10, "log_every": 1},
 }
 """Small enough that two dozen optimizers, each tuned, take a coffee break on two cores."""
+_PREFERENCE_RUN: dict[str, Any] = {
+    "model": "lab/words-sft",
+    "data": {"train": "lab/preferences", "eval": "lab/preferences-held-out", "max_length": 64},
+    "objective": "dpo",
+    "schedule": {"cosine": {"warmup": 0.1}},
+    "optimizer": {"adamw": {"lr": 3e-4, "weight_decay": 0.0}},
+    "hooks": [{"answers": {"prompts": "lab/preferences-held-out", "reward": LAB_REWARD, "limit": 128, "max_new_tokens": 24}}],
+    "train": {"steps": 200, "batch": 32, "log_every": 50},
+}
+"""A fine-tuned model of a small language, pairs labelled by a known reward, and that reward for its answers."""
 BASES: dict[str, dict[str, Any]] = {
+    "objective": _PREFERENCE_RUN,
     "optimizer": _LEADERBOARD_RUN,
     "schedule": _LAB_RUN,
     "hook": _LAB_RUN,
 }
 """What parts of a kind are compared on when no design file says."""
+METRICS: dict[str, dict[str, Any]] = {"objective": {"metric": "answer_reward", "lower_is_better": False}}
+"""What parts of a kind are compared by, where it is not the loss on held-out data: losses of two objectives say nothing."""
 LISTS = {"hooks": "hook", "transform": "model"}
 """Keys of a run file that list parts, and the kind of these."""
 LAB_TUNE: dict[str, dict[str, Any]] = {
+    "objective": {"factors": [0.3, 1.0, 3.0, 10.0]},
     "optimizer": {"factors": [0.3, 1.0, 3.0, 10.0, 30.0, 100.0]},  # default rates are meant for larger models than the lab's
     "hook": {"factors": [0.3, 1.0, 3.0]},
 }

@@ -67,8 +67,13 @@ class LossModule(nn.Module):
             self.objective.obj.progress = progress
 
     def score(self, layout: Layout, **overrides: Any) -> Batch:
-        """Scores of a layout as the objective's batch type; ``overrides`` go to the forward pass."""
-        return score(self.model, layout, self.reads, reference=self.reference, needs=self.needs, **overrides)
+        """Scores of a layout as the objective's batch type; ``overrides`` go to the forward pass.
+
+        An objective with ``condense`` keeps of them what it needs, before those of a whole step are brought together.
+        """
+        batch = score(self.model, layout, self.reads, reference=self.reference, needs=self.needs, **overrides)
+        condense = getattr(self.objective.obj, "condense", None)
+        return condense(batch) if condense else batch
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's loss and metrics per unit of scored rows; one with a state observes each training step once."""

@@ -6,6 +6,7 @@ backward. Prompt and padding positions never reach it.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -254,18 +255,29 @@ def _under_reference(layout: Layout, reference: Reference | None, needs: frozens
     return _picked(logits, layout.target), logits
 
 
-def reference_scorer(model: nn.Module, disabled: Callable[[], AbstractContextManager]) -> Reference:
+@dataclass(frozen=True)
+class FrozenScorer:
+    """A :data:`Reference` that says which model it asks, and how that is switched to what it was."""
+
+    model: nn.Module
+    disabled: Callable[[], AbstractContextManager]
+    prepared: Callable[[Layout], Layout] | None = None
+    """What is done to a layout first."""
+
+    def __call__(self, layout: Layout, logits: bool) -> Tensor:
+        """``[N]`` log-probabilities or ``[N, V]`` logits."""
+        layout = layout if self.prepared is None else self.prepared(layout)
+        with torch.no_grad(), self.disabled(), evaluating(self.model), aux.collect(layout):  # its own, thrown away
+            return token_logits(self.model, layout) if logits else token_logps(self.model, layout)
+
+
+def reference_scorer(model: nn.Module, disabled: Callable[[], AbstractContextManager]) -> FrozenScorer:
     """Scores under a frozen model, or under the trained one while ``disabled()`` switches its adapter off."""
-
-    def reference(layout: Layout, logits: bool) -> Tensor:
-        with torch.no_grad(), disabled(), _evaluating(model), aux.collect(layout):  # its own, thrown away
-            return token_logits(model, layout) if logits else token_logps(model, layout)
-
-    return reference
+    return FrozenScorer(model, disabled)
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off; every module's mode is put back afterwards."""
     training = [m for m in model.modules() if m.training]
     for m in training:

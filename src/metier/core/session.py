@@ -45,6 +45,8 @@ class Session:
     stop: Any
     needs_closure: bool
     count_flops: bool = False
+    held_out: list[Any] = field(default_factory=list)
+    """The held-out examples, before encoding."""
     record: dict[str, Any] = field(default_factory=dict)
     batches: Iterator[Any] = field(default_factory=lambda: iter(()))
     _saved: list[tuple[str, Tensor]] = field(default_factory=list)
@@ -194,7 +196,7 @@ def assemble(resolved: Resolved, folder: Path, engine: engines.Engine, journal: 
     listeners = [b.built.obj for b in resolved.parts()]
     session = Session(
         context, resolved, loader, eval_layouts, Schedule(resolved.schedule.built, **resolved.schedule.common), listeners,
-        _stateful(resolved), journal, stop, "closure" in resolved.needs,
+        _stateful(resolved), journal, stop, "closure" in resolved.needs, held_out=data.held_out,
     )  # fmt: skip
     session._saved = _saved_tensors(bundle.model, attached)
     session.record = _record(session, data.fingerprint)
@@ -243,7 +245,7 @@ def _reference(resolved: Resolved, bundle: models.Bundle, attached: Any, engine:
     name = resolved.run.reference or resolved.run.model
     loaded = models.load(name, dtype=_dtype(resolved.run.dtype), seed=resolved.run.train.seed)
     frozen = loaded.model.to(engine.device).requires_grad_(False).eval()
-    kernel.choose(frozen, resolved.run.train.attention, grouped=False)
+    kernel.follow(frozen, bundle.model)
     score = reference_scorer(frozen, contextlib.nullcontext)
     if resolved.run.reference is not None:  # perhaps of another family than the model
         score = separate.scorer(frozen, score, loaded.tokenizer.pad_token_id or 0)

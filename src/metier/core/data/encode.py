@@ -147,8 +147,11 @@ class Encoder:
             raise UsageError("both answers have the same tokens", where=item.id)
         return item
 
-    def _crossed(self, e: formats.Crossed) -> Item:
-        """Every prompt followed by every answer, C² sequences row by row; only the answers carry loss."""
+    def _crossed(self, e: formats.Crossed) -> Item | None:
+        """Every prompt followed by every answer, C² sequences row by row; only the answers carry loss.
+
+        What is too long is dropped, never cut: an answer would end at different places under different prompts.
+        """
         ids, loss = [], []
         for prompt in e.prompts:
             for completion in e.completions:
@@ -156,6 +159,11 @@ class Encoder:
                 answer = self._answer(prompt, completion, opened)
                 ids.append(_join(encoded, answer))
                 loss.append(_mask(max(1, len(encoded)), len(answer) - (len(encoded) == 0)))
+        if (longest := max(map(len, ids))) > self.max_length:
+            if self.truncate == "error":
+                self._cuts(longest, e.id)
+            self.counts[f"dropped: longer than {self.max_length} tokens"] += 1
+            return None
         label = tuple(float(i == j) for i in range(len(e.prompts)) for j in range(len(e.prompts)))
         return Item(_array(()), NO_LOSS, tuple(ids), tuple(loss), e.id, label)
 

@@ -17,8 +17,8 @@ from metier.core.errors import MetierError, UsageError
 from metier.core.layout import Layout
 from metier.core.separate import separate
 
-WASTE = 0.12
-"""Sequences share a micro-batch while padding stays below this share of it."""
+WASTE, PACKED_WASTE = 0.12, 0.05
+"""Rows share a micro-batch while padding stays below this share of it; packed rows are long enough to be alone."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Shape:
         sizes = [self._size(i) for i in items]
         if self.packed:
             rows = pack([width for _, width in sizes], self.max_length)
+            rows.sort(key=lambda row: -sum(sizes[i][1] for i in row))
         else:
             rows = [[i] for i in sorted(range(len(items)), key=lambda i: (-sizes[i][1], i))]
         out: list[list[list[int]]] = []
@@ -72,7 +73,8 @@ class Shape:
             return sum(map(len, rows)) + len(row) <= self.micro_batch
         together = [(max(sizes[i][0] for i in r), sum(sizes[i][1] for i in r)) for r in (*rows, row)]
         area = max(width for _, width in together) * sum(height for height, _ in together)
-        return area <= self.budget and sum(h * w for h, w in together) >= (1 - WASTE) * area
+        waste = PACKED_WASTE if self.packed else WASTE
+        return area <= self.budget and sum(h * w for h, w in together) >= (1 - waste) * area
 
     def layouts(self, items: Sequence[Item], micros: list[list[list[int]]]) -> list[Layout]:
         """The rows of :meth:`micros` as layouts."""

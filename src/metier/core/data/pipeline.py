@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from metier.core import models
+from metier.core import models, part
 from metier.core.batch import Labels, Lists, Pairs, Rated, Rewards, Rollouts, Tokens
 from metier.core.config import Data
 from metier.core.context import derive_seed
@@ -87,7 +87,7 @@ class OpenData:
         self.fingerprint.update(tokenizer_fingerprint(tokenizer))
         shape = self.shape(bundle)
         stream = None if self.resolved.source is None else self._stream(encoder, Policy(
-            bundle, self.engine, self.encoder(tokenizer), shape, folder, self.resolved.reads, initial
+            bundle, self.engine, self.encoder(tokenizer), shape, folder, self.resolved.reads, initial, run.reference
         ))  # fmt: skip
         items = None if stream is not None else self._items(encoder, [e for part in self.train.values() for e in part])
         held = self._held_out(encoder)
@@ -191,7 +191,7 @@ class OpenData:
         def stream(epoch: int, progress: Callable[[], float]) -> Iterator[Item]:
             rng = np.random.default_rng(derive_seed(seed, "source", epoch))
             if "policy" in _needs(self.resolved.source):
-                wanted = READS[self.resolved.reads]
+                wanted = readable(self.resolved)
                 drawn = rounds.stream(source, self.train, policy, wanted, epoch=epoch, rng=rng, notice=self.notice)
             else:
                 drawn = source.stream(self.train, epoch=epoch, rng=rng, progress=progress)
@@ -280,7 +280,7 @@ def _convert(rows: Rows, resolved: Resolved, notice: Notice, key: str) -> list[A
     """All examples of ``rows``, of a type that the objective reads; ``key`` of ``data`` is where they were asked for."""
     data, where = resolved.run.data, resolved.document.where
     found: list[Any] = examples(rows, data.format, notice=notice, drop=data.on_bad == "drop")
-    wanted = READS[resolved.reads]
+    wanted = readable(resolved)
     if key == "train" and resolved.source is not None:
         wanted = getattr(resolved.source.built.obj, "takes", wanted)
     if not isinstance(found[0], wanted) and (derived := derive(found, wanted)):
@@ -301,6 +301,11 @@ def _convert(rows: Rows, resolved: Resolved, notice: Notice, key: str) -> list[A
         notice(f"{rows.name}: only {with_margin} of {len(found)} pairs have a margin; margins are not used")
         return [replace(e, margin=None) for e in found]
     return found
+
+
+def readable(resolved: Resolved) -> tuple[type, ...]:
+    """Types of examples that the run's objective learns from: its ``takes``, else all that give its batch type."""
+    return getattr(part.load(resolved.objective.built.id), "takes", READS[resolved.reads])
 
 
 def _needs(source: Bound | None) -> frozenset[str]:

@@ -1,10 +1,12 @@
 """Sources that let the model answer: each epoch is a round, made with the weights of its beginning and written down.
 
 What a round made stands in ``rounds/round-0001.jsonl`` of the run's folder: it can be read by people, and a resumed run
-reads it instead of making it again, with weights that meanwhile are others.
+reads it instead of making it again, with weights that meanwhile are others. A source whose ``round`` returns ``None`` has
+nothing more to give: the data, and with them the run, end there.
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,15 +35,41 @@ def stream(
     """
     if policy.engine.world > 1 and policy.engine.strategy == "fsdp":
         raise UsageError("sources that let the model answer need whole weights in every process", hint="Use train.strategy: ddp.")
-    path = policy.folder / "rounds" / f"round-{epoch + 1:04d}.jsonl"
+    path = place(policy.folder, epoch)
+    if policy.engine.main and epoch == 0 and not any((policy.folder / "checkpoints").glob("step-*")):
+        _forget(path.parent)
     if policy.engine.main and not path.is_file():
         began = time.monotonic()
-        made = list(source.round(inputs, policy=policy, round=epoch, rng=rng))
-        _check(made, wanted, source, epoch)
+        given = source.round(inputs, policy=policy, round=epoch, rng=rng)
+        made = [] if given is None else list(given)
+        if given is not None:
+            _check(made, wanted, source, epoch)
         _write(path, made)
         notice(f"round {epoch + 1}: {len(made)} examples made in {time.monotonic() - began:.1f} s, kept in {path.name}")
     policy.engine.barrier()
     yield from _read(path)
+
+
+def _forget(folder: Path) -> None:
+    """Remove the rounds of a start that came to no checkpoint: its settings may have been others."""
+    for path in folder.glob("round-*.jsonl"):
+        path.unlink()
+
+
+def place(folder: Path, round: int) -> Path:
+    """Where a run keeps what its round ``round`` (from 0) made."""
+    return folder / "rounds" / f"round-{round + 1:04d}.jsonl"
+
+
+def number(id: str) -> int:
+    """The round, from 1, that an example belongs to by its id; 0 for one that no round has made."""
+    found = re.match(r"round-(\d+)\.jsonl:", id)
+    return int(found[1]) if found else 0
+
+
+def made(folder: Path, round: int) -> list[Example]:
+    """The examples of an earlier round (from 0) of the run in ``folder``."""
+    return list(_read(place(folder, round)))
 
 
 def _check(made: list[Example], wanted: tuple[type, ...], source: Any, epoch: int) -> None:
@@ -69,8 +97,11 @@ def _read(path: Path) -> Iterator[Example]:
 
 def to_row(e: Any) -> dict[str, Any]:
     """An example as the row of a file, its format included."""
+    format = formats.lookup(FORMATS[type(e)])
     fields = {k: _plain(v) for k, v in vars(e).items() if k not in ("id", "meta") and v not in (None, ())}
-    return {"format": FORMATS[type(e)], **fields, **e.meta}
+    # what the row of the prompt said under the same names (another answer, its score) is no longer about this example
+    meta = {k: v for k, v in e.meta.items() if k not in {"format", *format.needs, *format.takes}}
+    return {"format": format.name, **fields, **meta}
 
 
 def _plain(value: Any) -> Any:

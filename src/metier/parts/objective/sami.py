@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from metier.core.batch import Lists
+from metier.core.data.examples import Crossed
 from metier.core.errors import UsageError
 from metier.core.part import part
 from metier.core.preferences import mean
@@ -82,3 +83,6 @@ def _check_diagonal(score: Tensor) -> None:
             where="sami",
             hint="Entries stand row by row: the answers under constitution 1, then those under constitution 2, ….",
         )
+
+
+sami.takes = (Crossed,)  # type: ignore[attr-defined]

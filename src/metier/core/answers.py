@@ -1,0 +1,152 @@
+"""What a policy answers, measured: reward, distance to the reference, win rate, length; and how it ranks given pairs."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats as distributions
+
+from metier.core import models
+from metier.core.batch import Pairs
+from metier.core.context import Context
+from metier.core.data.encode import Item
+from metier.core.data.examples import Prompt
+from metier.core.klestimate import Reference, answer_stats
+from metier.core.models import Bundle
+from metier.core.sample import Answer, sample
+
+Judge = Callable[[list[str], list[list[str]]], np.ndarray]
+"""``(prompts, answers) -> [P, K]`` rewards."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts as text and as the model reads them, and how they are to be answered."""
+
+    texts: list[str]
+    ids: list[np.ndarray]
+    number: int = 4
+    """Answers to each prompt."""
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    seed: int = 0
+
+    def answers(self, bundle: Bundle) -> list[list[Answer]]:
+        """The model's answers; the same random numbers for every model."""
+        return sample(
+            bundle.model, bundle.tokenizer, self.ids, number=self.number, max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature, seed=self.seed,
+        )  # fmt: skip
+
+
+def ask(
+    encoder: Any, prompts: Sequence[Prompt], *, number: int = 4, max_new_tokens: int = 64, temperature: float = 1.0, seed: int = 0
+) -> Asked:
+    """Prompts of examples made ready."""
+    texts = [p if isinstance(p, str) else "\n".join(m.content for m in p) for p in prompts]
+    return Asked(texts, [encoder.prompt(p) for p in prompts], number, max_new_tokens, temperature, seed)
+
+
+def at_start(ctx: Context) -> tuple[Reference, Bundle, Callable[[], AbstractContextManager]]:
+    """A run's model at its start, or its ``reference``: to compare with, as a bundle, and what switches the bundle to it."""
+    if ctx.attached is not None and ctx.run.reference is None:
+        return ctx.attached.disabled, ctx.bundle, ctx.attached.disabled
+    dtype = next(ctx.model.parameters()).dtype
+    start = models.load(ctx.run.reference or ctx.run.model, dtype=dtype, seed=ctx.run.train.seed)
+    return start.model.to(ctx.engine.device).requires_grad_(False).eval(), start, contextlib.nullcontext
+
+
+def as_judge(reward: Any) -> Judge:
+    """A reward part with its options bound, as a judge."""
+    return lambda prompts, answers: np.asarray(reward(prompts, answers, None), np.float64)
+
+
+def report(
+    bundle: Bundle,
+    asked: Asked,
+    *,
+    reference: Reference | None = None,
+    judge: Judge | None = None,
+    others: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Figures of the policy's answers, means over all of them.
+
+    ``length`` (tokens), ``ended``; with ``reference`` ``kl`` (Rao-Blackwellised) and ``kl_mc`` (Monte Carlo), in nats per answer
+    and right at temperature 1; with ``judge`` ``reward`` with its 95 % interval (prompts are the units), ``length_correlation``
+    (Spearman's, between reward and length), and with the rewards ``others`` ``[P, K]`` of another model's answers ``win_rate``:
+    how often the policy's answer is better, ties counting one half, with interval.
+    """
+    answers = asked.answers(bundle)
+    lengths = np.array([[len(a.ids) for a in row] for row in answers], float)
+    found: dict[str, Any] = {"length": float(lengths.mean()), "ended": float(np.mean([[a.ended for a in r] for r in answers]))}
+    if reference is not None:
+        pad = bundle.tokenizer.pad_token_id or 0
+        distance = answer_stats(bundle.model, reference, asked.ids, answers, pad)
+        found |= {"kl": float(distance["kl"].mean()), "kl_mc": float(distance["kl_mc"].mean())}
+    if judge is not None:
+        rewards = judge(asked.texts, [[a.text for a in row] for row in answers])
+        found |= {"reward": float(rewards.mean()), "reward 95 %": interval(rewards.mean(1))}
+        found["length_correlation"] = _spearman(rewards.ravel(), lengths.ravel())
+        if others is not None:
+            wins = np.mean((rewards[:, :, None] > others[:, None]) + 0.5 * (rewards[:, :, None] == others[:, None]), axis=(1, 2))
+            found |= {"win_rate": float(wins.mean()), "win_rate 95 %": interval(wins)}
+    return found
+
+
+def judged(bundle: Bundle, asked: Asked, judge: Judge) -> np.ndarray:
+    """Rewards ``[P, K]`` of a model's answers."""
+    return judge(asked.texts, [[a.text for a in row] for row in asked.answers(bundle)])
+
+
+def pair_accuracy(bundle: Bundle, reference: Reference, items: Sequence[Item]) -> float:
+    """How often ``log π/π_ref`` of the first answer is above that of the second; a tie is one half."""
+    pad = bundle.tokenizer.pad_token_id or 0
+    ratios = answer_stats(bundle.model, reference, [i.prompt for i in items], [i.answers[:2] for i in items], pad)["kl_mc"]
+    margin = ratios[:, 0] - ratios[:, 1]
+    return float(np.mean((margin > 0) + 0.5 * (margin == 0)))
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """95 % Student interval of a mean."""
+    if len(values) < 2 or np.ptp(values) == 0:
+        return [float(np.mean(values))] * 2
+    low, high = distributions.t.interval(0.95, len(values) - 1, values.mean(), distributions.sem(values))
+    return [float(low), float(high)]
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
+    return None if np.ptp(a) == 0 or np.ptp(b) == 0 else float(distributions.spearmanr(a, b).statistic)
+
+
+def ranking(batches: Sequence[Pairs]) -> dict[str, Any]:
+    """How the implicit reward ``log π/π_ref`` (without a reference ``log π``) ranks given pairs, and whether length decides.
+
+    ``accuracy`` with its 95 % Wilson interval (a tie is one half), ``margin`` (mean and median, nats), ``accuracy, longer
+    chosen`` and ``…, shorter chosen``, ``prefers longer`` beside ``labels prefer longer``.
+    """
+    parts = [np.stack([np.asarray(v.double().cpu()) for v in _columns(b)]) for b in batches]
+    margin, longer = np.concatenate(parts, axis=1)
+    right = (margin > 0) + 0.5 * (margin == 0)
+    wilson = distributions.binomtest(round(float(right.sum())), len(right)).proportion_ci(method="wilson")
+    told = longer != 0
+    chooses_longer = (margin * longer > 0) + 0.5 * (margin == 0)
+    return {
+        "pair accuracy": float(right.mean()), "pair accuracy 95 %": [float(wilson.low), float(wilson.high)],
+        "margin": float(margin.mean()), "median margin": float(np.median(margin)),
+        "accuracy, longer chosen": _mean(right[longer > 0]), "accuracy, shorter chosen": _mean(right[longer < 0]),
+        "prefers longer": _mean(chooses_longer[told]), "labels prefer longer": _mean((longer > 0)[told]),
+    }  # fmt: skip
+
+
+def _columns(b: Pairs) -> tuple[Any, Any]:
+    chosen, rejected = b.chosen_logps, b.rejected_logps
+    if b.ref_chosen_logps is not None and b.ref_rejected_logps is not None:
+        chosen, rejected = chosen - b.ref_chosen_logps, rejected - b.ref_rejected_logps
+    return chosen - rejected, b.chosen_len - b.rejected_len
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
