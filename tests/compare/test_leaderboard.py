@@ -75,3 +75,14 @@ def test_what_is_kept_gives_the_same_table_without_the_curves_of_trials(result, 
     data = json.loads(check.keep_leaderboard(result).read_bytes())
     assert leaderboard.rows(read_result(data)) == leaderboard.rows(result)
     assert all(not r["curve"]["step"] for r in data["runs"] if r["trial"] is not None)
+
+
+def test_further_metrics_replace_the_race_to_a_target(result):
+    for r in result.runs:
+        r.also = {"answer_kl": 1.0 + r.seed, "answer_length": None}
+    assert leaderboard.columns(result) == ["arm", "eval loss", "answer kl", "answer length", "time per step"]
+    first = leaderboard.rows(result)[0]
+    seeds = [r.seed for r in result.finals("fast")]
+    assert first[0] == "fast"
+    assert float(first[2]) == pytest.approx(1 + sum(seeds) / len(seeds), rel=1e-2)
+    assert first[3] == "–"

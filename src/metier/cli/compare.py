@@ -35,7 +35,7 @@ def compare(
         emit_json(result.model_dump(mode="json"))
     else:
         table.show(result)
-        if len(result.arms) > 2 and any(r.eval_curve for r in result.runs):
+        if len(result.arms) > 2 and any(r.eval_curve or r.also for r in result.runs):
             print(f"\n{leaderboard.plain(result)}")
         print(f"report: {page}")
     return 0

@@ -45,6 +45,8 @@ class Design(Strict):
     tune: Tune | None = Field(default_factory=Tune)
     seeds: Count = 3
     metric: str = "eval_loss"
+    also: list[str] = Field(default_factory=list)
+    """Further metrics of the final runs to keep and show."""
     lower_is_better: bool = True
     minimum_effect: NonNegative = 0.0
     """What the claim asks for, in units of the metric."""
@@ -221,7 +223,12 @@ BASES: dict[str, dict[str, Any]] = {
     "hook": _LAB_RUN,
 }
 """What parts of a kind are compared on when no design file says."""
-METRICS: dict[str, dict[str, Any]] = {"objective": {"metric": "answer_reward", "lower_is_better": False}}
+METRICS: dict[str, dict[str, Any]] = {
+    "objective": {
+        "metric": "answer_reward", "lower_is_better": False,
+        "also": ["answer_pair_accuracy", "answer_kl", "answer_length", "answer_win_rate"],
+    },
+}  # fmt: skip
 """What parts of a kind are compared by, where it is not the loss on held-out data: losses of two objectives say nothing."""
 LISTS = {"hooks": "hook", "transform": "model"}
 """Keys of a run file that list parts, and the kind of these."""

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from metier.compare.results import Curve, RunResult
 from metier.core.errors import MetierError
@@ -33,6 +33,7 @@ class Job(BaseModel):
     options: dict[str, Any]
     """The tuned options and their values, for the report."""
     metric: str
+    also: list[str] = Field(default_factory=list)
     budget: dict[str, float]
     code: str = ""
     """Hash of the sources of the run's parts: after a change of theirs a kept result counts no longer."""
@@ -98,6 +99,7 @@ def _train(job: Job, folder: Path) -> RunResult:
         curve=_curve(steps, "loss"), eval_curve=_curve(evals, job.metric) if evals else None,
         seconds=steps[-1]["elapsed"], tokens=int(steps[-1]["tokens"]), flops=done.flops,
         peak_bytes=done.peak_bytes, state_bytes=done.state_bytes, params=done.params, folder=job.folder,
+        also={name: done.metrics.get(name) for name in job.also},
     )  # fmt: skip
 
 

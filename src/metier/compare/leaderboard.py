@@ -11,6 +11,7 @@ from metier.compare.results import ComparisonResult, RunResult
 from metier.compare.table import metric_text
 
 COLUMNS = ("arm", "final", "tokens to target", "time to target", "time per step", "optimizer state")
+"""Of comparisons by the loss of one objective; those that keep further metrics show these instead of a race to a target."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Place:
     """Bytes of optimizer state."""
     at_edge: bool
     """Whether the tuned value lies at the edge of what was tried."""
+    also: dict[str, float | None]
+    """Means of the further metrics over the seeds that have them."""
 
 
 def target(result: ComparisonResult) -> float | None:
@@ -46,11 +49,25 @@ def places(result: ComparisonResult) -> list[Place]:
     return sorted(found, key=lambda p: (p.mean is None, sign * (p.mean or 0.0)))
 
 
+def also(result: ComparisonResult) -> list[str]:
+    """Names of the further metrics that its runs keep."""
+    return list(dict.fromkeys(name for r in result.runs for name in r.also))
+
+
+def columns(result: ComparisonResult) -> list[str]:
+    """Heads of the table."""
+    names = [n.replace("_", " ") for n in also(result)]
+    return ["arm", result.metric.replace("_", " "), *names, "time per step"] if names else list(COLUMNS)
+
+
 def rows(result: ComparisonResult) -> list[list[str]]:
-    """The table's cells, under :data:`COLUMNS`."""
-    out = []
+    """The table's cells, under :func:`columns`."""
+    out, names = [], also(result)
     for p in places(result):
         edge = " (tuning at its edge)" if p.at_edge else ""
+        if names:
+            out.append([p.arm + edge, p.final, *(_number(p.also[n]) for n in names), text.ratio(p.step_ratio)])
+            continue
         tokens = "not reached" if p.tokens is None else f"{p.tokens / 1000:,.0f}k"
         seconds = "not reached" if p.seconds is None else f"{p.seconds:.1f} s"
         out.append([p.arm + edge, p.final, tokens, seconds, text.ratio(p.step_ratio), text.ratio(p.state_ratio)])
@@ -59,6 +76,8 @@ def rows(result: ComparisonResult) -> list[list[str]]:
 
 def caption(result: ComparisonResult) -> str:
     """What the columns mean."""
+    if also(result):
+        return f"Mean and standard deviation over seeds. Step time is relative to {result.control.label}."
     goal = target(result)
     reach = f"{result.metric} {goal:.4f}, at which {result.control.label} ends" if goal is not None else "no target"
     return f"Target: {reach}. Step time and state are relative to {result.control.label}."
@@ -66,14 +85,15 @@ def caption(result: ComparisonResult) -> str:
 
 def markdown(result: ComparisonResult) -> str:
     """The leaderboard as a Markdown table."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
+    heads = columns(result)
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(r) + " |" for r in rows(result))])
 
 
 def plain(result: ComparisonResult) -> str:
     """The leaderboard as aligned text."""
-    body = [list(COLUMNS), *rows(result)]
-    widths = [max(len(r[i]) for r in body) for i in range(len(COLUMNS))]
+    body = [columns(result), *rows(result)]
+    widths = [max(len(r[i]) for r in body) for i in range(len(body[0]))]
     lines = [
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in body
     ]
@@ -90,6 +110,7 @@ def _place(result: ComparisonResult, arm: str, goal: float | None, control: Sequ
         step_ratio=_over(_step_seconds(finals), _step_seconds(control)),
         state_ratio=_over(_state(finals), _state(control)),
         at_edge=any(t.at_edge for t in result.tuning if t.arm == arm),
+        also={name: _mean_of([r.also.get(name) for r in finals]) for name in also(result)},
     )  # fmt: skip
 
 
@@ -117,6 +138,15 @@ def _step_seconds(runs: Sequence[RunResult]) -> float | None:
 
 def _state(runs: Sequence[RunResult]) -> float | None:
     return next((float(r.state_bytes) for r in runs if not r.failed), None)
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
 
 
 def _over(value: float | None, base: float | None) -> float | None:

@@ -78,6 +78,8 @@ class RunResult(_Data):
     """Bytes of optimizer state."""
     params: int
     """Number of trained parameters."""
+    also: dict[str, Finite] = Field(default_factory=dict)
+    """Further final metrics that the design names."""
     folder: str = ""
     """Where it was trained; empty in a stored finding."""
 

@@ -83,8 +83,8 @@ def _job(design: Design, arm: str, folder: Path, *, seed: int, value: float | No
         budget = _shorten(document.data, budget, design.tune.fraction)
     name = f"{arm}/seed-{seed}" if trial is None else f"{arm}/trial-{trial}"
     return Job(
-        arm=arm, seed=seed, trial=trial, run=document.data, options=options, metric=design.metric, budget=budget,
-        code=code_hash(_sources(designs.part_refs(document.data))), folder=str(folder / "runs" / name),
+        arm=arm, seed=seed, trial=trial, run=document.data, options=options, metric=design.metric, also=design.also,
+        budget=budget, code=code_hash(_sources(designs.part_refs(document.data))), folder=str(folder / "runs" / name),
     )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ class Study:
 
 def names() -> list[str]:
     """Names of all studies."""
-    return sorted(p.stem.replace("_", "-") for p in HOME.glob("*.py") if p.stem != "__init__")
+    return sorted(p.stem.replace("_", "-") for p in HOME.glob("*.py") if not p.stem.startswith("_"))
 
 
 def run(name: str, *, quick: bool = False, folder: str | Path | None = None, quiet: bool = False) -> tuple[Outcome, Path]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metier.core.adapt import LinearAdapter
+from metier.core.lowrank import low_rank_linear
 from metier.core.part import Count, Fraction, Positive, part
 
 PLAIN = {
@@ -49,11 +50,20 @@ class LoRA(LinearAdapter):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in] -> [..., out]`` in the base's type."""
+        if self._fuses(x):
+            return low_rank_linear(x, self.base.weight, self.base.bias, self.down, self.up, self.scale)
         y = self.base(x)
         inside = self.scale * F.linear(F.dropout(self.cast(x), self.dropout, self.training), self.down)
         if inside.dtype == y.dtype:  # one pass over y instead of two
             return torch.addmm(y.flatten(0, -2), inside.flatten(0, -2), self.up.T).view_as(y)
         return y + F.linear(inside, self.up).to(y.dtype)
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Whether base and update can be computed together: a plain frozen layer without hooks, one type, no dropout."""
+        base = self.base
+        plain = type(base) is nn.Linear and not (base._forward_hooks or base._forward_pre_hooks or base.weight.requires_grad)
+        one_type = x.dtype == base.weight.dtype == self.down.dtype and not torch.is_autocast_enabled(x.device.type)
+        return plain and one_type and not (self.dropout and self.training)
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """``W + s B A`` and the base's bias."""
