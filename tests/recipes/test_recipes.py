@@ -33,7 +33,9 @@ def finished(result):
 
 
 def test_every_recipe_is_tested_and_says_how_to_use_ones_own_data():
-    tested = {"pretrain-lab", "sft-smollm2-lora", "dpo-smollm2-lora", "classify-minilm", "demo"}
+    tested = {
+        "pretrain-lab", "sft-smollm2-lora", "dpo-smollm2-lora", "classify-minilm", "demo", "online-dpo-lab", "kto-lab", "reward-model-lab",
+    }  # fmt: skip
     assert {p.stem for p in RECIPES.glob("*.yaml")} == tested
     for path in RECIPES.glob("*.yaml"):
         head = [line for line in path.read_text().splitlines() if line.startswith("#")]
@@ -44,6 +46,22 @@ def test_pretrain_lab(tmp_path):
     result = finished(run("pretrain-lab", tmp_path, "train.steps=3", "data.max_length=64", "model=lab/llama-300k"))
     assert (result.folder / "model" / "model.safetensors").is_file()
     assert "eval_loss" in result.metrics
+
+
+def test_online_dpo(tmp_path):
+    source = "data.source.online-dpo.prompts=6"
+    result = finished(run("online-dpo-lab", tmp_path, "train.steps=4", source, "hooks=[]", "train.batch=2"))
+    assert len(list((result.folder / "rounds").glob("round-*.jsonl"))) >= 2
+
+
+def test_kto(tmp_path):
+    result = finished(run("kto-lab", tmp_path, "train.steps=3", "train.batch=4"))
+    assert {"answer_reward", "answer_kl", "answer_win_rate", "answer_pair_accuracy"} <= set(result.metrics)
+
+
+def test_reward_model(tmp_path):
+    result = finished(run("reward-model-lab", tmp_path, "train.steps=3"))
+    assert 0 <= result.metrics["eval_accuracy"] <= 1
 
 
 @pytest.mark.real
