@@ -94,9 +94,9 @@ def tokenizer_of(name: str) -> Any:
 
     check(name)
     if name.startswith("lab/"):
-        from metier.lab.tokenizer import lab_tokenizer
+        from metier.lab import zoo
 
-        return lab_tokenizer()
+        return zoo.tokenizer(name)
     where, source = _located(name)
     try:
         here = source != "hub" or not reachable()
@@ -121,15 +121,19 @@ def _lab(name: str, task: Task, num_labels: int, dtype: torch.dtype, seed: int) 
     import transformers
 
     from metier.lab import zoo
-    from metier.lab.tokenizer import lab_tokenizer
 
-    config = zoo.config(name)
+    config, weights = zoo.config(name), zoo.weights(name)
     if task == "classify":
         config.num_labels = num_labels
     auto = transformers.AutoModelForMaskedLM if task == "lm" and config.model_type == "bert" else _auto(task)
-    model = auto.from_config(config, attn_implementation="sdpa", dtype=dtype)
+    model = auto.from_config(config, dtype=dtype)
     model.config._name_or_path = name
-    return Bundle(model, lab_tokenizer(), name, "lab", _fingerprint(model, f"{name} {seed}"))
+    if weights is not None:
+        from safetensors.torch import load_file
+
+        model.load_state_dict(load_file(weights), strict=False)  # a head for classes stays as drawn
+    identity = f"{name} {seed}" if weights is None else name
+    return Bundle(model, zoo.tokenizer(name), name, "lab", _fingerprint(model, identity))
 
 
 def _located(name: str) -> tuple[str, str]:
@@ -184,9 +188,7 @@ def _pretrained(name: str, where: str, source: str, task: Task, num_labels: int,
             here = source != "hub" or not reachable()
             tokenizer = _padded(transformers.AutoTokenizer.from_pretrained(where, local_files_only=here))
             transformed = _transformed(where, task, dtype) if source == "folder" else None
-            model = transformed or _auto(task).from_pretrained(
-                where, dtype=dtype, attn_implementation="sdpa", local_files_only=here, **more
-            )
+            model = transformed or _auto(task).from_pretrained(where, dtype=dtype, local_files_only=here, **more)
     except (OSError, ValueError) as e:
         raise _load_error(name, source, e) from None
     if name in SHORT:
@@ -216,7 +218,7 @@ def _transformed(folder: str, task: Task, dtype: torch.dtype) -> Any:
     if not refs:
         return None
     config = transformers.AutoConfig.from_pretrained(folder)
-    model = _auto(task).from_config(config, attn_implementation="sdpa", dtype=dtype)
+    model = _auto(task).from_config(config, dtype=dtype)
     for ref in refs:
         model = part.build("model", ref).obj(model)
     stored = {k: v for file in sorted(Path(folder).glob("*.safetensors")) for k, v in load_file(file).items()}

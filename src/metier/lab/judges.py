@@ -1,4 +1,7 @@
-"""The word language's gold rewards with the signature of a reward part: ``reward: {python: {function: metier.lab.judges:quality}}``."""
+"""The word language's gold rewards with the signature of a reward part.
+
+In a run file: ``reward: {python: {function: metier.lab.judges:quality}}``.
+"""
 
 from functools import partial
 

@@ -2,6 +2,7 @@
 
 ``lab/arithmetic``: sums and differences with a verifiable answer. ``lab/markov``: text of a word chain whose entropy rate
 is known, so the best possible loss is too. ``lab/bradley-terry``: preference pairs sampled from a known gold reward.
+``lab/preferences`` and its relatives: preferences in the word language (``metier.lab.wordpairs``) for ``lab/words-sft``.
 """
 
 import math
@@ -77,4 +78,51 @@ def bradley_terry(rows: int = ROWS, seed: int = 0) -> list[dict]:
     return out
 
 
-TASKS = {"arithmetic": arithmetic, "markov": markov, "bradley-terry": bradley_terry}
+def preferences() -> list[dict]:
+    """4000 clean pairs of the word language."""
+    from metier.lab import wordpairs
+
+    return wordpairs.pairs()
+
+
+def preferences_flipped() -> list[dict]:
+    """4000 pairs, 30 % of whose labels are flipped."""
+    from metier.lab import wordpairs
+
+    return wordpairs.pairs(flip=0.3)
+
+
+def preferences_long() -> list[dict]:
+    """4000 pairs judged with a bonus for length: about 70 % of the chosen answers are the longer ones."""
+    from metier.lab import wordpairs
+
+    return wordpairs.pairs(length_bonus=wordpairs.LONG_BONUS)
+
+
+def preferences_held_out() -> list[dict]:
+    """1000 clean pairs whose prompts are in none of the others."""
+    from metier.lab import wordpairs
+
+    return wordpairs.pairs(1000, split="held-out")
+
+
+def preferences_unpaired() -> list[dict]:
+    """The answers of 2000 clean pairs, each marked good or not."""
+    from metier.lab import wordpairs
+
+    return wordpairs.unpaired(wordpairs.pairs(2000))
+
+
+def preference_lists() -> list[dict]:
+    """1500 prompts with four scored answers each."""
+    from metier.lab import wordpairs
+
+    return wordpairs.lists()
+
+
+TASKS = {
+    "arithmetic": arithmetic, "markov": markov, "bradley-terry": bradley_terry, "preferences": preferences,
+    "preferences-flipped": preferences_flipped, "preferences-long": preferences_long,
+    "preferences-held-out": preferences_held_out, "preferences-unpaired": preferences_unpaired,
+    "preference-lists": preference_lists,
+}  # fmt: skip
