@@ -6,11 +6,11 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from annotated_types import Ge
 
-from metier.core import part as parts
 from metier.core.config import PartRef
 from metier.core.data.examples import Preference, Prompted
 from metier.core.part import Count, NonNegative, part
 from metier.core.policy import Policy
+from metier.parts.source._pairs import judged
 
 
 @part("source/online-dpo", paper="arXiv:2402.04792 (OAIF), section 3", rows=(134,), needs=("policy",))
@@ -24,6 +24,7 @@ class OnlineDpo:
     Reads prompts. Use with any objective that reads pairs, such as ``dpo``; with ``reference`` left alone this is online DPO.
     """
 
+    tags = ("learning/paradigm/online",)
     takes = (Prompted,)
     example: ClassVar = {"reward": "arithmetic"}
 
@@ -31,9 +32,7 @@ class OnlineDpo:
         self, *, reward: PartRef, number: Annotated[int, Ge(2)] = 2, prompts: Count | None = None, max_new_tokens: Count = 64,
         temperature: NonNegative = 1.0, finished: bool = True,
     ) -> None:  # fmt: skip
-        self.reward = parts.build(
-            "reward", reward, where=lambda o: f"source/online-dpo, reward{', option ' + o if o else ''}"
-        ).obj
+        self.reward = reward_of(reward, "source/online-dpo", "reward")
         self.number, self.prompts, self.max_new_tokens = number, prompts, max_new_tokens
         self.temperature, self.finished = temperature, finished
 
@@ -54,7 +53,7 @@ class OnlineDpo:
     def _pair(self, e: Prompted, texts: list[str]) -> Preference | None:
         if len(set(texts)) < 2:
             return None
-        scores = self.reward([str(e.prompt)], [texts], None)[0].tolist()
+        scores = judged(self.reward, [e.prompt], [texts], None)[0].tolist()
         best, worst = (f(range(len(texts)), key=scores.__getitem__) for f in (max, min))
         gap = scores[best] - scores[worst]
         return Preference(e.prompt, texts[best], texts[worst], gap, meta=e.meta) if gap > 0 else None
