@@ -10,6 +10,7 @@ from metier.core.config import PartRef
 from metier.core.data.examples import Preference, Prompted
 from metier.core.part import Count, NonNegative, part
 from metier.core.policy import Policy
+from metier.parts.source._pairs import judged, reward_of
 from metier.parts.source._pairs import judged
 
 
