@@ -13,7 +13,7 @@ from metier.core.batch import Tokens
 from metier.core.data.collate import collate
 from metier.core.data.encode import Item
 from metier.core.errors import UsageError
-from metier.core.forward import hidden_states, is_causal
+from metier.core.forward import hidden_states, is_causal, takes_groups
 from metier.core.scores import score, token_logps
 
 VOCABULARY = 97
@@ -152,6 +152,23 @@ def test_models_that_cannot_keep_sequences_apart_are_refused():
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UsageError, match="flash_attention_2"):
         token_logps(model, collate(GROUPS, pad_id=3))
+
+
+def test_why_sequences_may_not_share_a_row_is_said():
+    model = tiny("Qwen2Config")
+    assert takes_groups(model) is None
+    for key, value, reason in (
+        ("layer_types", ["chunked_attention", "full_attention", "full_attention"], "chunked_attention layers"),
+        ("layer_types", ["sliding_attention", "full_attention", "full_attention"], "unknown width"),
+        ("_attn_implementation", "flash_attention_2", "attention flash_attention_2"),
+        ("attention_window_size", 7, "attention_window_size counts along the row"),
+    ):
+        changed = tiny("Qwen2Config")
+        setattr(changed.config, key, value)
+        assert reason in takes_groups(changed), key
+    assert "what comes after" in takes_groups(models.load("lab/bert-1m", seed=1).model)
+    for name in FAMILIES:
+        assert takes_groups(load(name)) is None, name
 
 
 def test_encoders_are_told_from_decoders():

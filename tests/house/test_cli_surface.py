@@ -5,7 +5,11 @@ import typer
 from metier.cli import VERBS, load
 
 SURFACE = {
-    "list": {"kind", "text", "json"},
+    "list": {"kind", "text", "where", "json"},
+    "suggest": {
+        "kind", "data", "noise", "scores", "no_reference", "length_bias", "chosen_falling", "off_policy", "diversity", "credit",
+        "untuned", "limit", "json",
+    },
     "rows": {"json", "status"},
     "show": {"name", "source", "json"},
     "train": {"run", "overrides", "out", "restart", "quiet", "json"},
@@ -24,8 +28,16 @@ SURFACE = {
     "merge": {"method", "inputs", "out", "base", "json"},
     "export": {"run", "merged", "adapter", "prompt", "json"},
     "chat": {"run", "prompts", "max_new_tokens", "temperature", "seed", "decode", "json"},
+}  # fmt: skip
+SUBCOMMANDS = {
+    "logic": {
+        "explain": {"program", "json"},
+        "decompile": {"ratio", "json"},
+        "list": {"strict", "monotone", "json"},
+        "lattice": {"programs", "json"},
+    }
 }
-READING = {"list", "rows", "show", "runs", "report", "doctor", "plan", "eval"}
+READING = {"list", "suggest", "rows", "show", "runs", "report", "doctor", "plan", "eval"}
 
 
 def params(command) -> set[str]:
@@ -41,6 +53,11 @@ def test_every_verb_loads_and_has_help():
 def test_flags_are_frozen():
     for verb, expected in SURFACE.items():
         assert params(load(verb)) == expected, verb
+
+
+def test_flags_of_subcommands_are_frozen():
+    for verb, expected in SUBCOMMANDS.items():
+        assert {name: params(sub) for name, sub in load(verb).commands.items()} == expected, verb
 
 
 def test_reading_verbs_speak_json():

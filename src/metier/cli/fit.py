@@ -11,7 +11,9 @@ app = typer.Typer()
 @app.command()
 def fit(
     law: str = typer.Argument(..., help="A law, such as chinchilla (metier list law)."),
-    table: Path = typer.Argument(..., help="A .csv with header or a .jsonl: one row per run."),
+    table: Path = typer.Argument(
+        ..., help="A .csv with header or a .jsonl, one row per run; or a folder of runs, whose steps are rows."
+    ),
     options: list[str] = typer.Argument(
         None, metavar="[KEY=VALUE]...", help="Options of the law; OUR_COLUMN=YOUR_COLUMN renames."
     ),
@@ -35,17 +37,23 @@ def fit(
     from metier.core.errors import UsageError
 
     built, renamed = _build(law, options or [])
-    rows = laws.read_table(table, renamed)
+    rows = laws.read_table(table, renamed, (*built.obj.inputs, built.obj.output))
     result = laws.fit(built.obj, rows, starts=starts, bootstrap=bootstrap, seed=seed, holdout=holdout)
     if at is not None and not hasattr(built.obj, "optimal"):
         raise UsageError(f"{built.id} has no optimum to print", where="--at")
     optimum = None if at is None else built.obj.optimal(result.theta, at)
+    derived = built.obj.derived(result.theta) if hasattr(built.obj, "derived") else None
     if plot is not None:
         plot.write_text(laws.plot(result, title=f"{built.id}: {table.name}"), encoding="utf-8")
     if json:
-        emit_json({"law": built.id, "table": str(table), **result.to_dict(), "optimum": optimum})
+        emit_json({"law": built.id, "table": str(table), **result.to_dict(), "derived": derived, "optimum": optimum})
     else:
-        _print(built.id, table, result, at, optimum, getattr(built.obj, "at_unit", "FLOPs"))
+        _print(built.id, table, result)
+        if derived:
+            print(", ".join(f"{k} {v:.4g}" for k, v in derived.items()))
+        if optimum:
+            unit = getattr(built.obj, "at_unit", "FLOPs")
+            print(f"at {at:.3g} {unit}: " + ", ".join(f"{k} {v:.4g}" for k, v in optimum.items()))
 
 
 def _build(law: str, given: list[str]) -> tuple[Any, dict[str, str]]:
@@ -69,7 +77,7 @@ def _build(law: str, given: list[str]) -> tuple[Any, dict[str, str]]:
     return part.build("law", {law: own}), renamed
 
 
-def _print(id: str, table: Path, result: Any, at: float | None, optimum: dict[str, float] | None, unit: str) -> None:
+def _print(id: str, table: Path, result: Any) -> None:
     from metier.cli.output import table as show
 
     spread = (sum(r * r for r in result.residuals) / result.rows) ** 0.5
@@ -87,5 +95,3 @@ def _print(id: str, table: Path, result: Any, at: float | None, optimum: dict[st
         h = result.held_out
         print(f"held out ({h['rule']}): {h['rows']} rows, mean error {100 * h['mean_relative_error']:.3g} %, "
               f"worst {100 * h['worst_relative_error']:.3g} %, bias {100 * h['bias']:+.3g} %")  # fmt: skip
-    if optimum:
-        print(f"at {at:.3g} {unit}: " + ", ".join(f"{k} {v:.4g}" for k, v in optimum.items()))

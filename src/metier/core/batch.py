@@ -81,6 +81,8 @@ class Lists:
     present: Tensor
     """``[B, K]`` bool: the answer exists (lists may be ragged)."""
     ref_logps: Tensor | None = None
+    tokens: Tokens | None = None
+    """Every target token, with ``needs=("tokens",)``: sequence ``i K + k`` is answer k of list i."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Scores of a layout's targets as the typed batch that an objective reads."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -94,7 +95,10 @@ def _lists(layout: Layout, tokens: Tokens, needs: frozenset[str]) -> Lists:
     def spread(flat: Tensor) -> Tensor:
         return flat.new_zeros(present.shape).masked_scatter(present, flat)
 
-    return Lists(spread(sums), spread(lengths), layout.label, present, None if ref is None else spread(ref))
+    return Lists(
+        spread(sums), spread(lengths), layout.label, present, None if ref is None else spread(ref),
+        replace(tokens, sequence=present.flatten().nonzero().squeeze(1)[layout.sequence]) if "tokens" in needs else None,
+    )  # fmt: skip
 
 
 def rewards(layout: Layout, values: Tensor) -> Rewards:

@@ -52,6 +52,8 @@ class Data(Strict):
     """Concatenate plain text and cut it into blocks of ``max_length`` (pre-training)."""
     packed: bool = False
     """Several sequences per row, each seeing only itself."""
+    prompt_once: bool = True
+    """Compute a prompt once for all of its answers; otherwise, and for models that cannot, each answer has a copy of it."""
     shuffle: bool = True
     source: PartRef | None = None
     """A part that mixes, conditions or makes examples."""
@@ -84,6 +86,8 @@ class Train(Strict):
     seed: Index = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     """``bf16`` computes in bfloat16 by autocast; weights and optimizer state stay in fp32."""
+    attention: Literal["auto", "sdpa", "flex", "eager"] = "auto"
+    """How attention is computed. ``auto`` is ``flex`` on CUDA when several sequences share a row, and ``sdpa`` elsewhere."""
     gradient_checkpointing: bool = False
     device: str = "auto"
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"

@@ -1,5 +1,7 @@
 """One forward pass of the backbone over a layout: embeddings, positions, mask."""
 
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,9 @@ from metier.core.errors import UsageError
 from metier.core.layout import Layout
 
 Embed = Callable[[Tensor], Tensor]
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Kinds of layers whose mask says all about who sees whom."""
+FLEX = "flex_attention"
 
 
 def hidden_states(model: nn.Module, layout: Layout, *, embed: Embed | None = None) -> Tensor:
@@ -37,23 +42,34 @@ def masking(model: Any, layout: Layout) -> dict[str, Any]:
 
     Raises ``UsageError`` when several sequences share a row and the model cannot keep them apart.
     """
-    if not is_causal(model):
-        if not layout.plain:
-            raise UsageError(
-                f"{model.config.model_type} cannot take several sequences in a row",
-                hint="Set data.packed: false.",
-            )
-        return {"attention_mask": (layout.group > 0).long()}
     if layout.plain:
-        return {}
+        return {} if is_causal(model) else {"attention_mask": (layout.group > 0).long()}
+    if why := takes_groups(model):
+        raise UsageError(
+            f"{model.config.model_type} cannot take several sequences in a row: {why}",
+            hint="Set data.packed: false; for several answers to a prompt, data.prompt_once: false.",
+        )
     kinds = _layer_kinds(model.config)
-    visible = layout.visible().unsqueeze(1)
-    full = _for_attention(model, visible)
-    if "sliding_attention" not in kinds:
-        return {"attention_mask": full, "position_ids": layout.position_ids}
-    near = _for_attention(model, visible & _near(model.config, layout))
-    both = {"full_attention": full, "sliding_attention": near}
-    return {"attention_mask": both if len(kinds) > 1 else near, "position_ids": layout.position_ids}
+    masks = {kind: _mask(model, layout, _window(model.config) if kind == SLIDING else None) for kind in kinds}
+    chosen = masks if len(kinds) > 1 else masks[next(iter(kinds))]
+    return {"attention_mask": chosen, "position_ids": layout.position_ids}
+
+
+def takes_groups(model: Any) -> str | None:
+    """``None`` when the model can keep apart several sequences in a row, as far as it says; else why not, in words."""
+    config = model.config
+    kind = getattr(config, "_attn_implementation", None) or "eager"
+    if not is_causal(model):
+        return "its positions see what comes after them too"
+    if strange := _layer_kinds(config) - {FULL, SLIDING}:
+        return f"its {', '.join(sorted(strange))} layers take no such mask"
+    if "position_ids" not in inspect.signature(models.backbone(model).forward).parameters:
+        return "it takes no positions"
+    if SLIDING in _layer_kinds(config) and _window(config) is None:
+        return "its sliding-window layers are of unknown width"
+    if local := _local(config):
+        return f"its {local} counts along the row"
+    return None if kind in ("sdpa", "eager", FLEX) else f"attention {kind} takes no such mask"
 
 
 def is_causal(model: Any) -> bool:
@@ -65,16 +81,9 @@ def is_causal(model: Any) -> bool:
 
 
 def _layer_kinds(config: Any) -> set[str]:
-    """The kinds of attention in the model, refusing those that carry a state from one sequence to the next."""
+    """The kinds of layers in the model, by transformers' names."""
     kinds: set[str] = set(getattr(config, "layer_types", None) or ())
-    if not kinds:
-        kinds = {"sliding_attention" if _window(config) else "full_attention"}
-    if strange := kinds - {"full_attention", "sliding_attention"}:
-        raise UsageError(
-            f"{config.model_type} has {', '.join(sorted(strange))} layers, which cannot keep apart several sequences in a row",
-            hint="Set data.packed: false; comparing several answers to a prompt needs another model.",
-        )  # fmt: skip
-    return kinds
+    return kinds or {SLIDING if _window(config) else FULL}
 
 
 def _window(config: Any) -> int | None:
@@ -82,21 +91,30 @@ def _window(config: Any) -> int | None:
     return getattr(config, "sliding_window", None) if used else None
 
 
-def _near(config: Any, layout: Layout) -> Tensor:
-    """``[R, 1, T, T]``: is the distance, counted in the sequence and not in the row, inside the sliding window?"""
-    window = getattr(config, "sliding_window", None)
-    if window is None:
-        raise UsageError(f"{config.model_type} has sliding-window layers of unknown width", hint="Set data.packed: false.")
-    distance = layout.position_ids.unsqueeze(2) - layout.position_ids.unsqueeze(1)
-    return (distance < window).unsqueeze(1)
+def _local(config: Any) -> str | None:
+    """A setting by which attention is local in another way than by ``sliding_window``, such as GPT-Neo's ``window_size``."""
+    names = (k for k, v in vars(config).items() if type(v) is int and not k.startswith(("_", "sliding", "max_")))
+    return next((k for k in names if re.search(r"window(_|$)|attention_chunk", k) and "pattern" not in k), None)
 
 
-def _for_attention(model: Any, visible: Tensor) -> Tensor:
-    """The mask in the form that the model's attention takes: boolean for SDPA, additive for the plain one."""
+def _mask(model: Any, layout: Layout, window: int | None) -> Any:
+    """The mask in the form that the model's attention takes: boolean for SDPA, additive for the plain one, blocks for flex."""
     kind = getattr(model.config, "_attn_implementation", None) or "eager"
+    if kind == FLEX:
+        return block_mask(layout, window)
+    visible = layout.visible()
+    if window is not None:  # the distance counts in the sequence and not in the row
+        visible = visible & (layout.position_ids.unsqueeze(2) - layout.position_ids.unsqueeze(1) < window)
+    visible = visible.unsqueeze(1)
     if kind == "sdpa":
         return visible
-    if kind != "eager":
-        raise UsageError(f"attention {kind} takes no mask, which several sequences in a row need", hint="Use sdpa.")
     floating = next(p.dtype for p in model.parameters() if p.is_floating_point())
     return torch.zeros(visible.shape, dtype=floating, device=visible.device).masked_fill(~visible, torch.finfo(floating).min)
+
+
+def block_mask(layout: Layout, window: int | None = None) -> Any:
+    """What each token sees as flex attention's ``BlockMask``: blocks in which nothing is seen are never computed."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows, width = layout.group.shape
+    return create_block_mask(layout.rule(window), rows, None, width, width, device=layout.group.device)  # type: ignore[arg-type]

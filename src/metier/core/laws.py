@@ -4,10 +4,11 @@ held-out scale.
 A law is a part with ``names`` and ``bounds`` of its parameters, ``inputs`` (column names) and ``output`` (a
 column name), ``start(x, y)`` (rows of parameter values to start from) and ``predict(theta, x)``. It may
 define ``log_predict(theta, x)`` where the logarithm is computed more safely, and ``scale(x)`` (what "large"
-means; default: the product of the inputs).
+means; default: the product of the inputs), and ``derived(theta)``, what follows from the parameters.
 
-The fit minimises ``sum_i Huber_delta(log f(theta, x_i) - log y_i)``. Parameters whose lower bound is positive
-are fitted by their logarithm, so that constants of any size are found equally well.
+The fit minimises ``sum_i Huber_delta(log f(theta, x_i) - log y_i)``, or for a law with ``signed = True``, whose output may have
+any sign, ``sum_i Huber_delta((f(theta, x_i) - y_i) / rms(y))``. Parameters whose lower bound is positive are fitted by their
+logarithm, so that constants of any size are found equally well.
 """
 
 import csv
@@ -59,7 +60,7 @@ class Fit:
     observed: list[float]
     predicted: list[float]
     residuals: list[float]
-    """``log predicted - log observed``."""
+    """``log predicted - log observed``; of a signed law ``predicted - observed`` over the root mean square observed."""
     at_bound: list[str]
     """Parameters that ended on a bound: the table does not determine them."""
     agreeing: float
@@ -92,7 +93,7 @@ class _Problem:
     """Residuals of a law on a table, as a function of unbounded-scale parameters."""
 
     def __init__(self, law: Law, x: Table, y: ndarray, delta: float) -> None:
-        self.law, self.x, self.log_y, self.delta = law, x, np.log(y), delta
+        self.law, self.x, self.y, self.delta = law, x, y, delta
         bounds = np.array([law.bounds[n] for n in law.names], dtype=float)
         self.logs = bounds[:, 0] > 0
         self.low, self.high = self.inner(bounds[:, 0]), self.inner(bounds[:, 1])
@@ -105,7 +106,7 @@ class _Problem:
 
     def residuals(self, u: ndarray) -> ndarray:
         with np.errstate(all="ignore"):
-            r = log_prediction(self.law, self.outer(u), self.x) - self.log_y
+            r = deviation(self.law, self.outer(u), self.x, self.y)
         return np.nan_to_num(r, nan=1e3, posinf=1e3, neginf=-1e3)
 
     def loss(self, u: ndarray) -> float:
@@ -142,6 +143,23 @@ def log_prediction(law: Law, theta: ndarray, x: Table) -> ndarray:
     return np.log(law.predict(theta, x))
 
 
+def signed(law: Law) -> bool:
+    """Whether the law's output may have any sign."""
+    return bool(getattr(law, "signed", False))
+
+
+def deviation(law: Law, theta: ndarray, x: Table, y: ndarray) -> ndarray:
+    """Prediction against ``y`` for every row, on the scale that is fitted; see :class:`Fit`."""
+    if signed(law):
+        return (law.predict(theta, x) - y) / _size(y)
+    return log_prediction(law, theta, x) - np.log(y)
+
+
+def _size(y: ndarray) -> float:
+    """Root mean square; 1 where everything is 0."""
+    return float(np.sqrt(np.mean(np.square(y)))) or 1.0
+
+
 # --- fitting -----------------------------------------------------------------------------------------------
 
 
@@ -170,7 +188,7 @@ def fit(
     stuck = (best - problem.low < near) | (problem.high - best < near)
     return Fit(
         tuple(law.names), theta.tolist(), low.tolist(), high.tolist(), min(losses), len(y), y.tolist(),
-        np.exp(problem.log_y + residuals).tolist(), residuals.tolist(),
+        (y + _size(y) * residuals if signed(law) else y * np.exp(residuals)).tolist(), residuals.tolist(),
         [n for n, s in zip(law.names, stuck, strict=True) if s],
         float(np.mean(np.array(losses) <= min(losses) * 1.001 + 1e-12)), len(samples),
         None if holdout is None else _held_out(law, table, starts, delta, holdout),
@@ -198,8 +216,8 @@ def _held_out(law: Law, table: Table, starts: int, delta: float, holdout: float 
     out = held_out_rows(law, table, holdout)
     inside = fit(law, {n: v[~out] for n, v in table.items()}, starts=starts, bootstrap=0, delta=delta)
     x, y = columns(law, {n: v[out] for n, v in table.items()}, least=1)
-    predicted = np.exp(log_prediction(law, inside.theta, x))
-    relative = predicted / y - 1
+    predicted = law.predict(inside.theta, x) if signed(law) else np.exp(log_prediction(law, inside.theta, x))
+    relative = (predicted - y) / _size(y) if signed(law) else predicted / y - 1
     return {
         "rows": len(y), "rule": str(holdout), "mean_relative_error": float(np.abs(relative).mean()),
         "worst_relative_error": float(np.abs(relative).max()), "bias": float(relative.mean()),
@@ -242,9 +260,11 @@ def columns(law: Law, table: Table, *, least: int | None = None) -> tuple[dict[s
     for name in (*law.inputs, law.output):
         if name not in table:
             raise unknown("column", name, table, more=f"The law needs {', '.join(law.inputs)} and {law.output}.")
-        bad = np.flatnonzero(~(np.isfinite(table[name]) & (table[name] > 0)))
+        free = name == law.output and signed(law)
+        bad = np.flatnonzero(~(np.isfinite(table[name]) & (free | (table[name] > 0))))
         if len(bad):
-            raise UsageError(f"{name} = {table[name][bad[0]]}: values must be positive", where=f"row {bad[0] + 1}")
+            wanted = "finite" if free else "positive"
+            raise UsageError(f"{name} = {table[name][bad[0]]}: values must be {wanted}", where=f"row {bad[0] + 1}")
     y = np.asarray(table[law.output], dtype=float)
     needed = len(law.names) + 1 if least is None else least
     if len(y) < needed:
@@ -252,24 +272,13 @@ def columns(law: Law, table: Table, *, least: int | None = None) -> tuple[dict[s
     return {n: np.asarray(table[n], dtype=float) for n in law.inputs}, y
 
 
-def read_table(path: Path, names: Mapping[str, str] | None = None) -> dict[str, ndarray]:
+def read_table(path: Path, names: Mapping[str, str] | None = None, wanted: Sequence[str] = ()) -> dict[str, ndarray]:
     """Numeric columns of a ``.csv`` (with header) or ``.jsonl`` file; others are left out.
 
-    ``names`` renames: ``{expected: the file's}``. Raises ``UsageError`` when the file cannot be read.
+    ``names`` renames: ``{expected: the file's}``. Of a folder (a run, or one that holds runs) the steps are read that logged all
+    of ``wanted``. Raises ``UsageError`` when the file cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as e:
-        raise UsageError(f"cannot read {path}: {e.strerror}") from None
-    try:
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        elif path.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
-        else:
-            raise UsageError(f"{path.name} is neither .csv nor .jsonl")
-    except ValueError as e:
-        raise UsageError(f"cannot read {path}: {e}") from None
+    rows = _logged(path, [(names or {}).get(n, n) for n in wanted]) if path.is_dir() else _rows(path)
     if not rows or not all(isinstance(r, Mapping) for r in rows):
         raise UsageError(f"{path.name} holds no rows")
     found = {str(n): v for n in rows[0] if (v := _numbers([r.get(n) for r in rows])) is not None}
@@ -282,6 +291,39 @@ def read_table(path: Path, names: Mapping[str, str] | None = None) -> dict[str, 
     return found
 
 
+def _logged(folder: Path, wanted: Sequence[str]) -> list[dict[str, Any]]:
+    """Steps of all runs below a folder that logged every wanted name."""
+    from metier.core import log
+
+    runs = sorted(p.parent for p in folder.rglob(log.NAME))
+    if not runs:
+        raise UsageError(f"{folder} holds no runs", hint="Give a .csv or .jsonl file, a run's folder, or a folder of runs.")
+    steps = [e for run in runs for e in log.read(run) if e["event"] == "step"]
+    for name in wanted:
+        if not any(name in e for e in steps):
+            raise unknown("metric", name, sorted({k for e in steps for k in e}), where=str(folder),
+                          more="our_column=metric renames.")  # fmt: skip
+    kept = [e for e in steps if all(n in e for n in wanted)]
+    if not kept:
+        raise UsageError(f"no step of {folder} logged all of {', '.join(wanted)}")
+    return [{k: e[k] for k in set.intersection(*(set(e) for e in kept))} for e in kept]
+
+
+def _rows(path: Path) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise UsageError(f"cannot read {path}: {e.strerror}") from None
+    try:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        if path.suffix == ".csv":
+            return list(csv.DictReader(text.splitlines()))
+    except ValueError as e:
+        raise UsageError(f"cannot read {path}: {e}") from None
+    raise UsageError(f"{path.name} is neither .csv nor .jsonl")
+
+
 def _numbers(values: list[Any]) -> ndarray | None:
     try:
         return np.array([float(v) for v in values])
@@ -290,15 +332,16 @@ def _numbers(values: list[Any]) -> ndarray | None:
 
 
 def plot(result: Fit, *, title: str = "", width: int = 480) -> str:
-    """Observed against predicted on logarithmic axes, as SVG; held-out rows as rings."""
+    """Observed against predicted as SVG; held-out rows as rings. Axes are logarithmic where all values are positive."""
     held = result.held_out or {"observed": [], "predicted": []}
-
-    both = np.log10([*result.observed, *result.predicted, *held["observed"], *held["predicted"]])
+    values = np.array([*result.observed, *result.predicted, *held["observed"], *held["predicted"]])
+    logs = bool((values > 0).all())
+    both = np.log10(values) if logs else values
     low, high = float(both.min()), float(both.max())
     margin, span = 50, max(high - low, 1e-9)
 
     def at(value: float) -> float:
-        return margin + (np.log10(value) - low) / span * (width - 2 * margin)
+        return margin + ((np.log10(value) if logs else value) - low) / span * (width - 2 * margin)
 
     def dots(observed: list[float], predicted: list[float], style: str) -> str:
         return "".join(
@@ -308,7 +351,7 @@ def plot(result: Fit, *, title: str = "", width: int = 480) -> str:
     ticks = "".join(
         f'<text x="{at(v):.0f}" y="{width - margin + 18}" text-anchor="middle">{v:.3g}</text>'
         f'<text x="{margin - 6}" y="{width - at(v) + 4:.0f}" text-anchor="end">{v:.3g}</text>'
-        for v in 10 ** np.linspace(low, high, 4)
+        for v in (10 ** np.linspace(low, high, 4) if logs else np.linspace(low, high, 4))
     )
     a, b = margin, width - margin
     fitted = dots(result.observed, result.predicted, 'fill="#2563eb"')

@@ -6,6 +6,7 @@ are all in branch 0. Positions continue from the prompt in every branch, so ever
 a row of its own, while the prompt is computed once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -48,13 +49,15 @@ class Layout:
     """``[S, 2]`` row and column of the last token of each answer (or plain sequence)."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """Further inputs per token ``[R, T]``, passed to the model's forward by name."""
+    copies: int = 0
+    """Tokens of prompts that stand here again, in rows of other answers: computed, but not credited to the step."""
     filler: bool = False
     """Computed only because other processes have one micro-batch more: adds nothing to the step."""
 
     @property
     def real_tokens(self) -> int:
         """Tokens without padding that the step is credited with."""
-        return 0 if self.filler else int((self.group > 0).sum())
+        return 0 if self.filler else int((self.group > 0).sum()) - self.copies
 
     @property
     def plain(self) -> bool:
@@ -69,6 +72,22 @@ class Layout:
         causal = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
         eye = torch.eye(same.shape[1], dtype=torch.bool, device=same.device)
         return (same & mine & causal & (self.group > 0).unsqueeze(2)) | eye
+
+    def rule(self, window: int | None = None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """:meth:`visible` as a function of indices ``(row, head, i, j)``, the form that flex attention compiles.
+
+        With ``window``, only tokens nearer than that, counted along the sequence and not along the row.
+        """
+        group, branch, position = self.group, self.branch, self.position_ids
+
+        def seen(r: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            mine = (branch[r, j] == 0) | (branch[r, j] == branch[r, i])
+            found = (group[r, i] > 0) & (group[r, i] == group[r, j]) & mine & (i >= j)
+            if window is not None:
+                found = found & (position[r, i] - position[r, j] < window)
+            return found | (i == j)
+
+        return seen
 
     def to(self, device: torch.device) -> "Layout":
         """The same rows on another device."""

@@ -74,16 +74,14 @@ def join(parts: Sequence[Batch]) -> Batch:
     """Batches of one type, one after the other; answers of their tokens are numbered on, shorter lists are padded."""
     parts = [_widened(p, parts) for p in parts]
     first: Any = parts[0]
-    counts = [2 * len(p.chosen_logps) for p in parts] if isinstance(first, Pairs) else None
+    counts = [2 * len(p.chosen_logps) if isinstance(p, Pairs) else p.present.numel() for p in parts if hasattr(p, "tokens")]
     found: dict[str, Any] = {}
     for f in fields(first):
         values = [getattr(p, f.name) for p in parts]
         if values[0] is None:
             found[f.name] = None
         elif f.name == "tokens":
-            found[f.name] = join(
-                [replace(t, sequence=t.sequence + n) for t, n in zip(values, _before(counts or []), strict=True)]
-            )
+            found[f.name] = join([replace(t, sequence=t.sequence + n) for t, n in zip(values, _before(counts), strict=True)])
         else:
             found[f.name] = torch.cat(values)
     return type(first)(**found)
@@ -128,8 +126,12 @@ def _map(batch: Any, f: Callable[[Tensor], Tensor]) -> Any:
 def _widened(part: Any, parts: Sequence[Any]) -> Any:
     if not isinstance(part, Lists):
         return part
-    width = max(p.present.shape[1] for p in parts)
-    return _map(part, lambda t: F.pad(t, (0, width - t.shape[1])))
+    own, width = part.present.shape[1], max(p.present.shape[1] for p in parts)
+    wide = _map(replace(part, tokens=None), lambda t: F.pad(t, (0, width - t.shape[1])))
+    if part.tokens is None:
+        return wide
+    place = part.tokens.sequence
+    return replace(wide, tokens=replace(part.tokens, sequence=place // own * width + place % own))
 
 
 def _split(slopes: Slopes, parts: Sequence[Any]) -> list[Slopes]:

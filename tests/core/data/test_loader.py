@@ -12,9 +12,13 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 
+from metier.core import models
 from metier.core.context import derive_seed
-from metier.core.data.encode import Item
+from metier.core.data.encode import Encoder, Item
+from metier.core.data.examples import Ranked
+from metier.core.data.formats import examples
 from metier.core.data.loader import Loader, Ramp, Shape, split_to
+from metier.core.data.rows import open_rows
 from metier.core.errors import MetierError, UsageError
 
 N = 23
@@ -381,3 +385,35 @@ def test_a_ramp_resumes_at_its_place():
 def test_a_ramp_that_begins_below_the_number_of_processes_is_refused():
     with pytest.raises(UsageError, match="start = 1 leaves"):
         loader([item(0)], batch=8, ramp=Ramp(1, 1, 10), world=2)
+
+
+# --- packing real preference data ----------------------------------------------------------------------------
+
+
+def solutions(path, kind):
+    """Graded solutions to GSM8K problems: pairs of a right and a wrong one, or all of a problem as a list."""
+    pairs = examples(open_rows(str(path)), "graded-solutions", notice=lambda text: None)
+    if kind == "pairs":
+        return pairs
+    found = {}
+    for row in map(json.loads, path.read_text().splitlines()):
+        graded = [v for v in row.values() if isinstance(v, dict) and "solution" in v]
+        found[row["question"]] = [(g["solution"], float(g["is_correct"])) for g in graded]
+    return [Ranked(q, *map(tuple, zip(*answers, strict=True)), id=q[:20]) for q, answers in found.items()]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("batch", [8, 64, 256, None], ids=str)
+@pytest.mark.parametrize("kind", ["pairs", "lists"])
+def test_packed_preferences_waste_little(kind, batch, shared_data):
+    """At least 95 % of what is computed is text, in every micro-batch of every step."""
+    encoder = Encoder(models.tokenizer_of("lab/llama-50k"), max_length=1024, truncate="drop", on_empty="drop")
+    items = encoder.all(solutions(shared_data / "gsm8k-model-solutions.jsonl", kind))
+    shape = Shape(0, 16384, packed=True, max_length=1024, unit="example")
+    made = Loader(items, None, shape, fingerprint={}, seed=0, batch=batch or len(items))
+    real = area = 0
+    for step in islice(made, min(20, len(items) // made.batch)):
+        for layout in step.micro:
+            assert layout.real_tokens >= 0.95 * layout.input_ids.numel()
+            real, area = real + layout.real_tokens, area + layout.input_ids.numel()
+    assert real >= 0.96 * area

@@ -22,6 +22,7 @@ class AlphaDpo:
     moves neither. The released configurations: β 2.5, ratio 0.6, α 0.2. Metrics: rewards ``β a``, ``z``.
     """
 
+    tags = ("data/quality/gap", "model/generation/length")
     reads = Pairs
 
     def __init__(

@@ -26,6 +26,9 @@ def alphapo(
     return -F.logsigmoid(chosen - rejected - gamma), reward_metrics(chosen, rejected)
 
 
+alphapo.tags = ("constraint/reference/free", "model/generation/length")  # type: ignore[attr-defined]
+
+
 def reward(mean_logp: Tensor, alpha: float) -> Tensor:
     """``(1 - exp(-α a))/α`` of token means ``a``; ``a`` at ``alpha`` 0."""
     if alpha == 0:

@@ -30,3 +30,6 @@ def aot(
     z = beta * (margins - target)
     sorted_loss = -(1 - label_smoothing) * F.logsigmoid(z) - label_smoothing * F.logsigmoid(-z)
     return sorted_loss[torch.argsort(order)], reward_metrics(beta * chosen, beta * rejected)
+
+
+aot.tags = ("data/feedback/pair",)  # type: ignore[attr-defined]

@@ -38,6 +38,9 @@ def aot_unpaired(b: Rated, *, beta: Positive = 0.1) -> tuple[Tensor, dict[str, T
     return loss, {**metrics, "one_sided": ratio.new_zeros(())}
 
 
+aot_unpaired.tags = ("data/feedback/point",)  # type: ignore[attr-defined]
+
+
 def _segments(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Start and width of the pieces on which both step functions are constant, in units of ``1 / (n m)``: integers, so that
     no rounding decides which quantile a piece belongs to."""

@@ -17,3 +17,6 @@ def apo_down(b: Pairs, *, beta: Positive = 0.1) -> tuple[Tensor, dict[str, Tenso
     """
     chosen, rejected = (beta * d for d in log_ratios(b))
     return torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen), reward_metrics(chosen, rejected)
+
+
+apo_down.tags = ("data/feedback/pair",)  # type: ignore[attr-defined]

@@ -18,3 +18,6 @@ def apo_zero(b: Pairs, *, beta: Positive = 0.1) -> tuple[Tensor, dict[str, Tenso
     """
     chosen, rejected = (beta * d for d in log_ratios(b))
     return torch.sigmoid(-chosen) + torch.sigmoid(rejected), reward_metrics(chosen, rejected)
+
+
+apo_zero.tags = ("model/optimisation/likelihood",)  # type: ignore[attr-defined]

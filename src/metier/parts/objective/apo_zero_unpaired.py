@@ -24,3 +24,6 @@ def apo_zero_unpaired(
     reward = beta * log_ratio(b)
     loss = torch.where(b.label, desirable_weight * torch.sigmoid(-reward), undesirable_weight * torch.sigmoid(reward))
     return loss, rated_metrics(reward, b.label)
+
+
+apo_zero_unpaired.tags = ("data/feedback/point", "model/optimisation/likelihood")  # type: ignore[attr-defined]

@@ -29,6 +29,7 @@ class BCO:
     not part of this objective.
     """
 
+    tags = ("data/feedback/point",)
     reads = Rated
 
     def __init__(self, *, beta: Positive = 0.1, shift: Literal["balanced", "pooled"] = "balanced") -> None:

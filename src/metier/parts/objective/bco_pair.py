@@ -17,3 +17,6 @@ def bco_pair(b: Pairs, *, beta: Positive = 0.01) -> tuple[Tensor, dict[str, Tens
     """
     chosen, rejected = (beta * d for d in log_ratios(b))
     return -F.logsigmoid(chosen) - F.logsigmoid(-rejected), reward_metrics(chosen, rejected)
+
+
+bco_pair.tags = ("data/feedback/pair", "model/optimisation/likelihood")  # type: ignore[attr-defined]

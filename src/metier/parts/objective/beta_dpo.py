@@ -27,6 +27,7 @@ class BetaDpo:
     ``a`` 0.4 to 0.6. A step of one pair does not move M₀. Metrics: rewards ``β₀ log π/π_ref``, ``beta``.
     """
 
+    tags = ("data/quality/gap",)
     reads = Pairs
 
     def __init__(

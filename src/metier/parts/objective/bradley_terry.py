@@ -37,3 +37,6 @@ def bradley_terry(
     if centering > 0:
         loss = loss + centering * (b.chosen + b.rejected) ** 2
     return loss, reward_metrics(b.chosen, b.rejected)
+
+
+bradley_terry.tags = ("data/feedback/pair",)  # type: ignore[attr-defined]

@@ -22,3 +22,6 @@ def cal_dpo(b: Pairs, *, beta: Positive = 0.1, weight: NonNegative = 0.5) -> tup
     calibration = (chosen - target) ** 2 + (rejected + target) ** 2
     loss = -F.logsigmoid(chosen - rejected) + weight * calibration
     return loss, reward_metrics(beta * chosen, beta * rejected)
+
+
+cal_dpo.tags = ("model/optimisation/likelihood",)  # type: ignore[attr-defined]

@@ -30,3 +30,6 @@ def cdpo(
     z = chosen - rejected
     loss = -(1 - label_smoothing) * F.logsigmoid(z) - label_smoothing * F.logsigmoid(-z)
     return loss, reward_metrics(chosen, rejected)
+
+
+cdpo.tags = ("data/quality/noise",)  # type: ignore[attr-defined]

@@ -24,6 +24,7 @@ class Combined(Outer):
     Raises ``UsageError`` when the number of weights differs, all are 0, or the parts read different batches.
     """
 
+    tags = ("learning/objective/several",)
     example = {"losses": ["dpo", "nll"]}
 
     def __init__(self, *, losses: list[PartRef], weights: list[NonNegative] | None = None) -> None:

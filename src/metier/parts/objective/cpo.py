@@ -32,3 +32,6 @@ def cpo(
         pair = -F.logsigmoid(margin) if loss == "sigmoid" else torch.relu(1 - margin)
     metrics = {**reward_metrics(beta * chosen, beta * rejected), "nll": -chosen_mean.detach()}
     return pair - c * chosen_mean, metrics
+
+
+cpo.tags = ("constraint/reference/free", "model/optimisation/likelihood")  # type: ignore[attr-defined]

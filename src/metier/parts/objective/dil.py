@@ -38,3 +38,6 @@ def dil(
     else:
         loss = -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
     return loss, reward_metrics(chosen, rejected)
+
+
+dil.tags = ("constraint/divergence/generalisation", "model/optimisation/likelihood")  # type: ignore[attr-defined]

@@ -26,3 +26,6 @@ def discopop(b: Pairs, *, beta: Positive = 0.1, tau: Positive = 0.05) -> tuple[T
     w = torch.sigmoid(z / tau)
     loss = -torch.sigmoid(-z / tau) * F.logsigmoid(z) + w * torch.exp((-z).clamp(max=LARGEST))
     return loss, reward_metrics(chosen, rejected)
+
+
+discopop.tags = ("constraint/divergence/generalisation",)  # type: ignore[attr-defined]

@@ -22,3 +22,6 @@ def dpo(b: Pairs, *, beta: Positive = 0.1) -> tuple[Tensor, dict[str, Tensor]]:
     """
     chosen, rejected = (beta * d for d in log_ratios(b))
     return -F.logsigmoid(chosen - rejected), reward_metrics(chosen, rejected)
+
+
+dpo.tags = ("data/feedback/pair",)  # type: ignore[attr-defined]

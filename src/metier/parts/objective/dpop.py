@@ -18,3 +18,6 @@ def dpop(b: Pairs, *, beta: Positive = 0.3, lam: NonNegative = 50.0) -> tuple[Te
     """
     chosen, rejected = (beta * d for d in log_ratios(b))
     return -F.logsigmoid(chosen - rejected - lam * F.relu(-chosen)), reward_metrics(chosen, rejected)
+
+
+dpop.tags = ("model/optimisation/likelihood",)  # type: ignore[attr-defined]

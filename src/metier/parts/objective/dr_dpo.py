@@ -25,3 +25,6 @@ def dr_dpo(b: Pairs, *, beta: Positive = 0.1, beta_prime: Positive = 1.0) -> tup
     loss = -beta_prime * (torch.logsumexp(plausible, 0) - math.log(max(1, count)))
     metrics = {**reward_metrics(chosen, rejected), "weight": count * plausible.detach().softmax(0)}
     return loss.expand(count), metrics
+
+
+dr_dpo.tags = ("data/quality/noise",)  # type: ignore[attr-defined]

@@ -25,3 +25,6 @@ def dro(b: Lists, *, tau: Positive = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
     value = average(residual, b.present)
     loss = average(0.5 * (residual - value.unsqueeze(-1)).square(), b.present)
     return loss, {**list_metrics(tau * ratio, b), "value": value.detach()}
+
+
+dro.tags = ("data/feedback/list",)  # type: ignore[attr-defined]

@@ -18,3 +18,6 @@ def exmate(b: Pairs, *, lam: NonNegative = 0.05) -> tuple[Tensor, dict[str, Tens
     """
     chosen, rejected = means(b)
     return -chosen + lam * rejected.exp(), reward_metrics(chosen, rejected)
+
+
+exmate.tags = ("constraint/reference/free", "model/optimisation/likelihood")  # type: ignore[attr-defined]

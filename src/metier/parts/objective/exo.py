@@ -28,3 +28,6 @@ def exo(
     win = torch.sigmoid(z) * (F.logsigmoid(z) - math.log1p(-label_smoothing))
     lose = torch.sigmoid(-z) * (F.logsigmoid(-z) - math.log(label_smoothing))
     return win + lose, reward_metrics(chosen, rejected)
+
+
+exo.tags = ("constraint/divergence/generalisation",)  # type: ignore[attr-defined]

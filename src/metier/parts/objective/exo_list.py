@@ -22,3 +22,6 @@ def exo_list(b: Lists, *, beta: Positive = 0.1, beta_r: Positive = 0.1) -> tuple
     reward = beta * log_ratio(b)
     logp, logq = log_softmax(reward, b.present), log_softmax(b.score / beta_r, b.present)
     return (logp.exp() * (logp - logq)).sum(-1), list_metrics(reward, b)
+
+
+exo_list.tags = ("data/feedback/list", "constraint/divergence/generalisation")  # type: ignore[attr-defined]

@@ -41,6 +41,10 @@ def f_dpo(
     return -F.logsigmoid(chosen - rejected), reward_metrics(chosen, rejected)
 
 
+f_dpo.tags = ("constraint/divergence/diversity",)  # type: ignore[attr-defined]
+f_dpo.traits = {"divergence": ("js", "the default; an option")}  # type: ignore[attr-defined]
+
+
 def _slope(log_u: Tensor, divergence: str, alpha: float) -> Tensor:
     """``f'(u)``, up to a constant that cancels between the two answers."""
     if divergence == "reverse-kl":

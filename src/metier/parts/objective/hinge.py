@@ -17,3 +17,6 @@ def hinge(b: Pairs, *, beta: Positive = 0.1) -> tuple[Tensor, dict[str, Tensor]]
     """
     chosen, rejected = (beta * d for d in log_ratios(b))
     return F.relu(1 - (chosen - rejected)), reward_metrics(chosen, rejected)
+
+
+hinge.tags = ("constraint/divergence/generalisation",)  # type: ignore[attr-defined]

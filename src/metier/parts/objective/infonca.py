@@ -26,3 +26,6 @@ def infonca(b: Lists, *, beta: Positive = 0.01, alpha: Positive = 0.001) -> tupl
     reward = beta * log_ratio(b)
     loss = -(softmax(b.score / alpha, b.present) * log_softmax(reward, b.present)).sum(-1)
     return loss, list_metrics(reward, b)
+
+
+infonca.tags = ("data/feedback/list",)  # type: ignore[attr-defined]

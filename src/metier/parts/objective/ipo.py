@@ -22,3 +22,7 @@ def ipo(b: Pairs, *, tau: Positive = 0.1, average: bool = True) -> tuple[Tensor,
     if average:
         chosen, rejected = chosen / b.chosen_len.clamp(min=1), rejected / b.rejected_len.clamp(min=1)
     return (chosen - rejected - 1 / (2 * tau)) ** 2, reward_metrics(tau * chosen, tau * rejected)
+
+
+ipo.tags = ("constraint/divergence/generalisation",)  # type: ignore[attr-defined]
+ipo.traits = {"model": ("preference", "its target is linear in the win probability, without Bradley-Terry")}  # type: ignore[attr-defined]

@@ -37,3 +37,6 @@ def kto(
     )
     accuracy = rated_metrics(ratio - zero, b.label)["accuracy"]
     return loss, {"reward": (beta * ratio).detach(), "accuracy": accuracy, **class_means(beta * ratio, b.label), "kl": zero}
+
+
+kto.tags = ("data/feedback/point", "data/quality/noise")  # type: ignore[attr-defined]

@@ -30,6 +30,7 @@ class LabelSmoothing(Wrapper):
     score margin, so ``odpo``, whose gap must be positive, is refused. Metrics are those of the labels as given.
     """
 
+    tags = ("data/quality/noise",)
     example = {"of": "dpo"}
 
     def __init__(self, *, of: PartRef, rate: Annotated[float, Ge(0), Lt(0.5)] = 0.1, unbiased: bool = False) -> None:

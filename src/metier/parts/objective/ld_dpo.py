@@ -26,3 +26,6 @@ def ld_dpo(b: Pairs, *, beta: Positive = 0.1, alpha: Fraction = 0.5) -> tuple[Te
     sums = beta * per_answer(torch.where(tail, alpha * ratio, ratio), tokens.sequence, answers)
     chosen, rejected = sums[0::2], sums[1::2]
     return -F.logsigmoid(chosen - rejected), reward_metrics(chosen, rejected)
+
+
+ld_dpo.tags = ("model/generation/length",)  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ class LengthNormalized(Wrapper):
     Raises ``UsageError`` around objectives that read scores of single tokens or of further answers.
     """
 
+    tags = ("model/generation/length",)
     example = {"of": "dpo"}
 
     def __init__(self, *, of: PartRef) -> None:

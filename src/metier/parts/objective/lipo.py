@@ -38,6 +38,9 @@ def lipo(b: Lists, *, beta: Positive = 0.1) -> tuple[Tensor, dict[str, Tensor]]:
     return (weight * pair).masked_fill(~better(b), 0.0).sum((1, 2)), list_metrics(reward, b)
 
 
+lipo.tags = ("data/feedback/list", "data/quality/gap")  # type: ignore[attr-defined]
+
+
 def _discount(reward: Tensor, b: Lists) -> Tensor:
     """``1/log(1 + rank)`` in the order by reward, then by score, ``[B, K]``; answers equal in both share their places."""
     ahead = reward.unsqueeze(1) - reward.unsqueeze(2)  # [B, i, j]: j minus i

@@ -21,3 +21,6 @@ def ln_dpo(b: Pairs, *, beta: Positive = 5.0) -> tuple[Tensor, dict[str, Tensor]
     chosen, rejected = log_ratios(b)
     chosen, rejected = beta * chosen / b.chosen_len.clamp(min=1), beta * rejected / b.rejected_len.clamp(min=1)
     return -F.logsigmoid(chosen - rejected), reward_metrics(chosen, rejected)
+
+
+ln_dpo.tags = ("model/generation/length",)  # type: ignore[attr-defined]

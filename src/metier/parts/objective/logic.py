@@ -33,6 +33,7 @@ class Logic:
     Written from the library's card, which knew the paper's abstract and had no code to compare with.
     """
 
+    tags = ("constraint/divergence/generalisation",)
     reads = Pairs
 
     def __init__(

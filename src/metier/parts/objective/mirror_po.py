@@ -34,6 +34,7 @@ class MirrorPO:
     Metrics: rewards ``β (φ(π) - k φ(μ))`` and ``imitation``, ``ψ(u_w)``.
     """
 
+    tags = ("constraint/divergence/generalisation",)
     reads = Pairs
 
     def __init__(

@@ -25,6 +25,12 @@ class NashMd:
     mean log-ratio.
     """
 
+    tags = ("learning/objective/self-play",)
+    traits = {
+        "model": ("preference", "its scores are win probabilities"),
+        "policy": ("on", "a policy gradient, right only on the policy's own answers"),
+        "loop": ("iterative", "its answers are drawn anew each round"),
+    }
     reads = Lists
 
     def __init__(self, *, tau: NonNegative = 0.1, per: Literal["sequence", "token"] = "sequence") -> None:

@@ -19,3 +19,6 @@ def nca(b: Pairs, *, beta: Positive = 0.01) -> tuple[Tensor, dict[str, Tensor]]:
     chosen, rejected = (beta * d for d in log_ratios(b))
     loss = -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
     return loss, reward_metrics(chosen, rejected)
+
+
+nca.tags = ("data/feedback/pair", "model/optimisation/likelihood")  # type: ignore[attr-defined]

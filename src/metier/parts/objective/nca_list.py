@@ -23,3 +23,6 @@ def nca_list(b: Lists, *, beta: Positive = 0.01, alpha: Positive = 0.001) -> tup
     reward = beta * log_ratio(b)
     drawn = (softmax(b.score / alpha, b.present) * F.softplus(-reward)).sum(-1)
     return drawn + average(F.softplus(reward), b.present), list_metrics(reward, b)
+
+
+nca_list.tags = ("data/feedback/list", "model/optimisation/likelihood")  # type: ignore[attr-defined]

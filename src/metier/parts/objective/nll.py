@@ -19,3 +19,6 @@ def nll(b: Pairs, *, reduction: Literal["mean", "sum"] = "mean") -> tuple[Tensor
     """
     chosen, rejected = means(b) if reduction == "mean" else (b.chosen_logps, b.rejected_logps)
     return -chosen, reward_metrics(chosen, rejected)
+
+
+nll.tags = ("data/feedback/pair",)  # type: ignore[attr-defined]

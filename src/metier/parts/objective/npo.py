@@ -25,3 +25,6 @@ def npo(b: Rated, *, beta: Positive = 0.1, retain_weight: NonNegative = 0.0) -> 
     ratio = log_ratio(b)
     forget = (2 / beta) * F.softplus(beta * ratio)
     return torch.where(b.label, -retain_weight * mean(b), forget), rated_metrics(beta * ratio, b.label)
+
+
+npo.tags = ("data/feedback/point",)  # type: ignore[attr-defined]

@@ -31,6 +31,9 @@ def odpo(
     return -F.logsigmoid(chosen - rejected - demand), {**reward_metrics(chosen, rejected), "offset": demand}
 
 
+odpo.tags = ("data/quality/gap",)  # type: ignore[attr-defined]
+
+
 def _gap(b: Pairs, strict: bool) -> Tensor:
     if b.margin is None:
         raise UsageError(

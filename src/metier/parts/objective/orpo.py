@@ -21,3 +21,6 @@ def orpo(b: Pairs, *, lam: NonNegative = 0.1) -> tuple[Tensor, dict[str, Tensor]
     ratio = log_odds(chosen) - log_odds(rejected)
     metrics = {**reward_metrics(lam * chosen, lam * rejected), "nll": -chosen.detach(), "log_odds": ratio.detach()}
     return -chosen - lam * F.logsigmoid(ratio), metrics
+
+
+orpo.tags = ("constraint/reference/free",)  # type: ignore[attr-defined]

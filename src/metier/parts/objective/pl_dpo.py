@@ -23,3 +23,6 @@ def pl_dpo(b: Lists, *, beta: Positive = 0.1) -> tuple[Tensor, dict[str, Tensor]
     others = reward.unsqueeze(1).masked_fill(~better(b), -torch.inf)  # [B, k, i]
     contrast = torch.cat([reward.unsqueeze(2), others], dim=2).logsumexp(2) - reward
     return contrast.masked_fill(~b.present, 0.0).sum(1), list_metrics(reward, b)
+
+
+pl_dpo.tags = ("data/feedback/list",)  # type: ignore[attr-defined]

@@ -38,3 +38,6 @@ def pro(
     likelihood = average(b.logps if sft == "sum" else scores, best(b))
     weight = sft_weight * (b.present.sum(-1) - 1).clamp(min=0).square().to(scores.dtype)
     return contrast.masked_fill(~b.present, 0.0).sum(1) - weight * likelihood, list_metrics(scores, b)
+
+
+pro.tags = ("data/feedback/list", "data/quality/gap")  # type: ignore[attr-defined]

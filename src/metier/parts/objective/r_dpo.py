@@ -21,3 +21,6 @@ def r_dpo(b: Pairs, *, beta: Positive = 0.1, alpha: NonNegative = 0.01) -> tuple
     chosen, rejected = (beta * d for d in log_ratios(b))
     length = alpha * (b.chosen_len - b.rejected_len)
     return -F.logsigmoid(chosen - rejected + length), reward_metrics(chosen, rejected)
+
+
+r_dpo.tags = ("model/generation/length",)  # type: ignore[attr-defined]

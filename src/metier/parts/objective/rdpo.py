@@ -25,3 +25,6 @@ def rdpo(
     z = chosen - rejected
     loss = (-(1 - label_smoothing) * F.logsigmoid(z) + label_smoothing * F.logsigmoid(-z)) / (1 - 2 * label_smoothing)
     return loss, reward_metrics(chosen, rejected)
+
+
+rdpo.tags = ("data/quality/noise",)  # type: ignore[attr-defined]

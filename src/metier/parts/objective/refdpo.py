@@ -23,6 +23,7 @@ class RefDpo:
     β 0.01 to 0.02 was best for ``ratio`` there; answers degenerate when it is too small. Metrics: rewards.
     """
 
+    tags = ("data/feedback/pair",)
     reads = Pairs
 
     def __init__(self, *, reward: Literal["ratio", "posterior", "likelihood"] = "ratio", beta: Positive = 0.01) -> None:

@@ -18,3 +18,6 @@ def rpo(b: Pairs, *, beta: Positive = 0.1, alpha: NonNegative = 1.0) -> tuple[Te
     chosen, rejected = (beta * d for d in log_ratios(b))
     nll = -means(b)[0]
     return -F.logsigmoid(chosen - rejected) + alpha * nll, {**reward_metrics(chosen, rejected), "nll": nll}
+
+
+rpo.tags = ("model/optimisation/likelihood",)  # type: ignore[attr-defined]

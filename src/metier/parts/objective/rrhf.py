@@ -25,3 +25,6 @@ def rrhf(b: Lists, *, sft_weight: NonNegative = 1.0, sft: Literal["sum", "mean"]
     hinge = excess.clamp(min=0).masked_fill(~better(b), 0.0).sum((1, 2))
     likelihood = average(b.logps if sft == "sum" else scores, best(b))
     return hinge - sft_weight * likelihood, list_metrics(scores, b)
+
+
+rrhf.tags = ("data/feedback/list", "constraint/reference/free")  # type: ignore[attr-defined]

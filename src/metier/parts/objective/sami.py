@@ -47,6 +47,13 @@ def sami(b: Lists, *, side: Side = "symmetric") -> tuple[Tensor, dict[str, Tenso
     return out["loss"], {"accuracy_row": out["accuracy_row"], "accuracy_col": out["accuracy_col"], "bound": bound}
 
 
+sami.tags = ("data/feedback/list", "constraint/reference/free")  # type: ignore[attr-defined]
+sami.traits = {
+    "annotator": ("none", "constitutions take the place of labels"),
+    "loop": ("iterative", "the paper repeats rounds of sampling and training"),
+}  # type: ignore[attr-defined]
+
+
 def _terms(s: Tensor, side: Side) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and both accuracies of matrices ``[n, C, C]``, each ``[n]``."""
     across = {"row": 2, "column": 1}

@@ -17,3 +17,6 @@ def simper(b: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
     """
     chosen, rejected = (a.exp() for a in means(b))
     return rejected - chosen, reward_metrics(chosen, rejected)
+
+
+simper.tags = ("constraint/reference/free",)  # type: ignore[attr-defined]

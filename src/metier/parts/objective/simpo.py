@@ -19,3 +19,6 @@ def simpo(b: Pairs, *, beta: Positive = 2.0, gamma: NonNegative = 1.0) -> tuple[
     """
     chosen, rejected = (beta * a for a in means(b))
     return -F.logsigmoid(chosen - rejected - gamma), reward_metrics(chosen, rejected)
+
+
+simpo.tags = ("constraint/reference/free", "model/generation/length")  # type: ignore[attr-defined]

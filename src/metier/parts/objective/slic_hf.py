@@ -18,3 +18,6 @@ def slic_hf(b: Pairs, *, delta: NonNegative = 1.0, lam: NonNegative = 0.1) -> tu
     hinge = torch.relu(delta - b.chosen_logps + b.rejected_logps)
     metrics = {**reward_metrics(b.chosen_logps, b.rejected_logps), "active": (hinge > 0).to(hinge.dtype).detach()}
     return hinge - lam * b.chosen_logps, metrics
+
+
+slic_hf.tags = ("constraint/reference/free", "model/optimisation/likelihood")  # type: ignore[attr-defined]

@@ -29,6 +29,11 @@ class Spa:
     not the initial one that ``source/spa`` labels with. Metrics: rewards ``β log π/π_ref``, ``confidence`` c, ``doubted``.
     """
 
+    tags = ("data/quality/noise",)
+    traits = {
+        "annotator": ("ai", "all labels but a few seeds are the model's own"),
+        "loop": ("iterative", "rounds of answers that the model labels"),
+    }
     reads = Pairs
 
     def __init__(

@@ -31,6 +31,13 @@ def sppo(
     return loss, reward_metrics(beta * chosen, beta * rejected)
 
 
+sppo.tags = ("learning/objective/self-play", "model/optimisation/likelihood")  # type: ignore[attr-defined]
+sppo.traits = {
+    "model": ("preference", "its targets are win probabilities"),
+    "loop": ("iterative", "each round plays against the policy before it"),
+}  # type: ignore[attr-defined]
+
+
 def _win(b: Pairs, scale: float) -> Tensor:
     if b.margin is None:
         raise UsageError(

@@ -23,6 +23,8 @@ class Typo:
     Metrics: rewards ``log π/τ``, and ``kl``, or ``cross_entropy`` where the constant is left out.
     """
 
+    tags = ("constraint/divergence/diversity",)
+    traits = {"divergence": ("forward-kl", "estimated on answers that the reference drew")}
     reads = Pairs
 
     def __init__(self, *, lam: NonNegative = 0.1, tau: Positive = 1.0) -> None:

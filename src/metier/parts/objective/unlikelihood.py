@@ -22,3 +22,6 @@ def unlikelihood(b: Pairs, *, alpha: NonNegative = 1.0) -> tuple[Tensor, dict[st
     sums = per_answer(-log1mexp(tokens.logps), tokens.sequence, answers)[1::2]
     penalty = sums / b.rejected_len.clamp(min=1)
     return -chosen + alpha * penalty, {**reward_metrics(chosen, rejected), "penalty": penalty.detach()}
+
+
+unlikelihood.tags = ("data/granularity/token",)  # type: ignore[attr-defined]

@@ -30,6 +30,7 @@ class WithMargin(Wrapper):
     Raises ``UsageError`` when the data have no scores.
     """
 
+    tags = ("data/quality/gap",)
     example = {"of": "dpo"}
 
     def __init__(self, *, of: PartRef, scale: Positive = 1.0, per: Literal["answer", "token"] = "answer") -> None:

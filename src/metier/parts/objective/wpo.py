@@ -21,6 +21,8 @@ class Wpo(Wrapper):
     Metrics: those of the loss, and ``weight``.
     """
 
+    tags = ("model/generation/shift",)
+
     def __init__(self, *, of: PartRef = "dpo", clamp: bool = True) -> None:
         self._around(Nested("objective/wpo", of, (Pairs,)))
         if "batch" in self.needs:

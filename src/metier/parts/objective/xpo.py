@@ -21,3 +21,7 @@ def xpo(b: Pairs, *, beta: Positive = 0.1, alpha: NonNegative = 5e-6) -> tuple[T
     chosen, rejected = (beta * r for r in log_ratios(b))
     bonus = alpha * sampled_mean(b.sampled_logps, b.sampled_len)
     return -F.logsigmoid(chosen - rejected) + bonus, {**reward_metrics(chosen, rejected), "bonus": bonus.detach()}
+
+
+xpo.tags = ("learning/paradigm/online",)  # type: ignore[attr-defined]
+xpo.traits = {"loop": ("online", "its bonus is for exploring, one new pair at a time")}  # type: ignore[attr-defined]

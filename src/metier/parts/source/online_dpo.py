@@ -11,7 +11,6 @@ from metier.core.data.examples import Preference, Prompted
 from metier.core.part import Count, NonNegative, part
 from metier.core.policy import Policy
 from metier.parts.source._pairs import judged, reward_of
-from metier.parts.source._pairs import judged
 
 
 @part("source/online-dpo", paper="arXiv:2402.04792 (OAIF), section 3", rows=(134,), needs=("policy",))
