@@ -202,6 +202,19 @@ def test_scores_of_the_trained_and_of_the_read_model_agree(tmp_path):
             torch.testing.assert_close(answer_rewards(open_run(tmp_path / name).bundle.model, layout()), trained)
 
 
+def test_peft_reads_the_adapter_with_its_head(tmp_path):
+    peft = pytest.importorskip("peft")
+    train(run_of(adapter={"lora": {"rank": 2}}), out=tmp_path, quiet=True, handle_signals=False)
+    base = models.load("lab/llama-50k", task="classify", num_labels=1, seed=0).model  # its fresh head is of another seed
+    base.score.weight.data.zero_()
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    ours = open_run(tmp_path).bundle.model
+    with torch.no_grad():
+        ids = torch.tensor([[5, 6, 7, 8]])
+        torch.testing.assert_close(theirs(input_ids=ids).logits, ours(input_ids=ids).logits, rtol=1e-5, atol=1e-6)
+        assert ours(input_ids=ids).logits.abs() > 0
+
+
 def test_only_causal_models_with_a_scalar_head(tmp_path):
     lm = models.load("lab/llama-50k").model
     with pytest.raises(UsageError, match="no scalar head"):
