@@ -6,6 +6,7 @@ from pathlib import Path
 from metier import catalog
 from metier.catalog.data import CONFIDENCE, HERE, Card, Row
 from metier.catalog.status import RowStatus
+from metier.docsite import records
 from metier.docsite.facts import Facts, Finding
 from metier.docsite.text import bullets, escape, link_parts, table
 
@@ -156,11 +157,11 @@ def _guide(c: Card, facts: Facts, sub: str) -> list[str]:
 
 
 def guide_text(path: Path, sub: str, facts: Facts) -> str:
-    """A guide as a section: its title goes, its headings move below ``sub``, named parts become links."""
+    """A guide as a section: its title goes, its headings move below ``sub``, named parts become links, tables are put in."""
     lines = path.read_text(encoding="utf-8").strip().splitlines()
     body = lines[1:] if lines and lines[0].startswith("# ") else lines
     moved = [f"{sub}{line[1:]}" if line.startswith("## ") else line for line in body]
-    return link_parts("\n".join(moved).strip(), facts.ids, "../")
+    return records.filled(link_parts("\n".join(moved).strip(), facts.ids, "../"), facts)
 
 
 def _families(facts: Facts) -> str:

@@ -48,7 +48,7 @@ def run(study: Study) -> Outcome:
     table = {k: {arm: own.mean(f[k] for f in rows) for arm, rows in found.items()} for k in ("gold_reward", "kl", "length")}
     by_seed = {arm: [f["gold_reward"] for f in rows] for arm, rows in found.items()}
     figures = {**table, "by_seed": by_seed, "start": start, "sweeps": choices, "labels": labels}
-    notes = ["The learning rates tried were lowered once, after single runs at 3e-4 to 3e-3 in which answers grew longer and longer."]
+    notes = ["The learning rates tried were lowered once, after single runs at 3e-4 to 3e-3 in which answers grew ever longer."]
     return Outcome(checks(table["gold_reward"], start["gold_sd"], labels), figures, notes)
 
 
