@@ -23,7 +23,9 @@ SURFACE = {
     "schedule": {"name", "options", "steps", "lr", "longer", "tokens_per_step", "json"},
     "meta": {"run", "overrides", "out", "iterations", "pairs", "sigma", "lr", "seed", "json"},
     "plan": {"run", "overrides", "step", "json"},
-    "eval": {"target", "overrides", "data", "format", "limit", "objective", "tasks", "json"},
+    "eval": {
+        "target", "overrides", "data", "format", "limit", "objective", "tasks", "answers", "max_new_tokens", "prompts", "reward", "json",
+    },
     "check": {"part", "all_parts", "minutes", "contract", "quick", "seeds", "out", "json"},
     "merge": {"method", "inputs", "out", "base", "json"},
     "export": {"run", "merged", "adapter", "prompt", "json"},

@@ -50,7 +50,7 @@ def list_parts(
         return None
     if records is not None:
         fields = [k for k in records[found[0].id] if k not in ("tags", "declared", "reasons", "reads")]
-        return table(["part", *fields], [[p.id, *(records[p.id][f] for f in fields)] for p in found])
+        return table(["part", *fields], [[p.id, *(records[p.id][f] for f in fields)] for p in found], head=True)
     return table(["part", "what it does"], [[p.id, p.summary] for p in found])
 
 

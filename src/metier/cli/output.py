@@ -15,11 +15,11 @@ def emit_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
-    """A table: rich on a terminal; aligned plain text, one record per line, otherwise."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None, head: bool = False) -> None:
+    """A table: rich on a terminal; aligned plain text, one record per line, otherwise, with ``head`` below the columns' names."""
     if not sys.stdout.isatty():
         widths = [max(len(str(r[i])) for r in [columns, *rows]) for i in range(len(columns) - 1)]
-        for row in rows:
+        for row in [columns, *rows] if head else rows:
             left = "  ".join(str(v).ljust(w) for v, w in zip(row, widths, strict=False))
             print(f"{left}  {row[-1]}".rstrip() if widths else row[-1])
         return
