@@ -135,7 +135,7 @@ class _Drawer:
         self, model: Any, tokenizer: Any, prompts: Sequence[np.ndarray], jobs: Sequence[Job]
     ) -> list[tuple[np.ndarray, bool, np.ndarray]]:
         """``(ids, ended, logps)`` of every job."""
-        device = models.embeddings(model).weight.device
+        device: Any = models.embeddings(model).weight.device
         ends = torch.tensor(self.ends, device=device, dtype=torch.long)
         uniform = self._uniform(jobs).to(device)
         reader = _reader(model, self.mixture, prompts, jobs, tokenizer.pad_token_id or 0, device)
