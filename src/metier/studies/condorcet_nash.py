@@ -37,8 +37,8 @@ def run(study: Study) -> Outcome:
     """Computed checks first, then the trained ones."""
     found = [computed(study.quick), voters(study.quick), judged(trained(study))]
     notes = [
-        "Rate, batch, schedule, rounds and opponents were settled in four trials on seeds 0 and 9, whose outcomes were seen (worst "
-        "win rate of Nash-MD 0.445 in the first, 0.48 in the last). This study uses other seeds.",
+        "Rate, batch, schedule, rounds and opponents were settled in four trials on seeds 0 and 9, whose outcomes were seen (win "
+        "rate of Nash-MD at worst 0.445 in the first, 0.48 in the last). This study uses other seeds.",
     ]
     return Outcome([c for checks, _ in found for c in checks], {k: v for _, figures in found for k, v in figures.items()}, notes)
 
