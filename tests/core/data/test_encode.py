@@ -180,7 +180,7 @@ def test_error():
 def test_drop_is_counted():
     encode, item = cut("drop", 20)
     assert item is None
-    assert encode.summary() == "1 examples dropped: longer than 20 tokens"
+    assert encode.summary() == "1 examples dropped: longer than 20 tokens (long:1)"
     assert cut("drop", 1000)[1] is not None
 
 
@@ -190,13 +190,13 @@ def test_right():
     encode, item = cut("right", limit)
     assert item.prompt.tolist() == full.prompt[:limit].tolist()
     assert item.prompt_loss.tolist() == full.prompt_loss[:limit].tolist()
-    assert encode.summary() == f"1 examples cut to {limit} tokens"
+    assert encode.summary() == f"1 examples cut to {limit} tokens (long:1)"
 
 
 def test_right_that_cuts_all_targets_drops_with_both_counts():
     encode, item = cut("right", 10)
     assert item is None
-    assert encode.summary() == "1 examples cut to 10 tokens, 1 examples dropped: no token carries loss"
+    assert encode.summary() == "1 examples cut to 10 tokens (long:1), 1 examples dropped: no token carries loss (long:1)"
 
 
 @pytest.mark.parametrize("begin", [False, True])
@@ -288,3 +288,23 @@ def test_chunks_keep_context_without_loss_and_leave_out_blocks_of_it():
     assert encode.counts["dropped: no token carries loss"] == context // 4
     assert "x" not in "".join(encode.tokenizer.decode(b.prompt[b.prompt_loss]) for b in blocks)
     assert all(b.targets for b in blocks)
+
+
+def test_pairs_that_are_equal_once_cut_are_dropped():
+    encode = encoder(None, max_length=4, truncate="right", on_empty="drop")
+    encode.tokenizer.add_special_tokens({"eos_token": "<|end|>"})
+    assert encode(Preference("a b", "c d e f g x", "c d e f g y", id="f:3")) is None
+    assert (
+        encode.summary() == "1 examples cut to 4 tokens (f:3), 1 examples dropped: after cutting both answers are the same (f:3)"
+    )
+
+
+def test_a_template_without_end_of_turn_is_said_once_per_example():
+    encode = encoder(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    encode.tokenizer.add_special_tokens({"eos_token": "<|end|>"})
+    for n in range(5):
+        encode(Preference("a", "b", "c", id=f"f:{n}"))
+    said = "5 examples whose answers do not end with an end-of-turn token, so the model does not learn to stop (f:0, f:1, f:2, …)"
+    assert encode.summary() == said

@@ -12,6 +12,9 @@ from metier.core.data.formats import Message
 from metier.core.data.template import Segment, render, segments
 from metier.core.errors import UsageError, unknown
 
+SHOWN = 3
+"""Examples named beside a count."""
+UNENDED = "whose answers do not end with an end-of-turn token, so the model does not learn to stop"
 NO_LOSS = np.zeros(0, dtype=bool)
 
 
@@ -61,6 +64,10 @@ class Encoder:
         self.on_empty = on_empty
         self.labels = labels
         self.counts: Counter[str] = Counter()
+        self.places: dict[str, list[str]] = {}
+        """The first examples of each count."""
+        self._unended = False
+        self._special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
         self.begin = _begin(tokenizer)
 
     def __call__(self, example: Any) -> Item | None:
@@ -68,22 +75,31 @@ class Encoder:
 
         Raises ``UsageError`` with the example's place for one that cannot be encoded.
         """
+        self._unended = False
         try:
-            item = self._fit(self._encode(example))
+            encoded = self._encode(example)
+            if self._unended:
+                self._note(UNENDED, encoded.id if encoded else "")
+            item = self._fit(encoded)
         except UsageError as e:
             raise e if e.where else UsageError(e.what, where=example.id or None, hint=e.hint) from None
         if item is not None and item.targets == 0 and not isinstance(example, formats.Labelled):
             if self.on_empty == "error":
                 raise UsageError("no token of this example carries loss", where=example.id)
-            self.counts["dropped: no token carries loss"] += 1
+            self._note("dropped: no token carries loss", getattr(example, "id", ""))
             return None
         return item
+
+    def _note(self, what: str, id: str) -> None:
+        self.counts[what] += 1
+        if id and len(self.places.setdefault(what, [])) < SHOWN:
+            self.places[what].append(id)
 
     def all(self, examples: Iterable[Any]) -> list[Item]:
         """Encode many. Raises ``UsageError`` when nothing is left."""
         items = [i for i in map(self, examples) if i is not None]
         if not items:
-            reasons = ", ".join(f"{n} {why}" for why, n in self.counts.items())
+            reasons = ", ".join(f"{n} {why}{self._where(why, n)}" for why, n in self.counts.items())
             raise UsageError(
                 f"no example is left to train on ({reasons or 'there were none'})",
                 hint="See: metier data check, data.max_length",
@@ -91,8 +107,12 @@ class Encoder:
         return items
 
     def summary(self) -> str | None:
-        """What was dropped or cut, in one line."""
-        return ", ".join(f"{n} examples {why}" for why, n in sorted(self.counts.items())) or None
+        """What was dropped, cut or strange, in one line, with the first places."""
+        return ", ".join(f"{n} examples {why}{self._where(why, n)}" for why, n in sorted(self.counts.items())) or None
+
+    def _where(self, what: str, number: int) -> str:
+        shown = self.places.get(what, [])
+        return f" ({', '.join(shown)}{', …' if number > len(shown) else ''})" if shown else ""
 
     def prompt(self, prompt: formats.Prompt) -> np.ndarray:
         """Token ids of a prompt as it stands before an answer."""
@@ -162,7 +182,7 @@ class Encoder:
         if (longest := max(map(len, ids))) > self.max_length:
             if self.truncate == "error":
                 self._cuts(longest, e.id)
-            self.counts[f"dropped: longer than {self.max_length} tokens"] += 1
+            self._note(f"dropped: longer than {self.max_length} tokens", e.id)
             return None
         label = tuple(float(i == j) for i in range(len(e.prompts)) for j in range(len(e.prompts)))
         return Item(_array(()), NO_LOSS, tuple(ids), tuple(loss), e.id, label)
@@ -202,7 +222,9 @@ class Encoder:
         *_, last = (
             s for s in segments(self.tokenizer, (*_turns(prompt), Message("assistant", answer)), last_only=True) if s.loss
         )
-        return _array(self._ids(last.text))
+        ids = self._ids(last.text)
+        self._unended |= not ids or ids[-1] not in self._special
+        return _array(ids)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -223,9 +245,14 @@ class Encoder:
         if not self._cuts(longest, item.id):
             return None
         if self.truncate == "right":
-            return _cut_right(item, self.max_length)
-        kept = len(self.begin) if item.prompt[: len(self.begin)].tolist() == self.begin else 0
-        return _cut_prompt(item, self.max_length, kept)
+            cut = _cut_right(item, self.max_length)
+        else:
+            kept = len(self.begin) if item.prompt[: len(self.begin)].tolist() == self.begin else 0
+            cut = _cut_prompt(item, self.max_length, kept)
+        if len(cut.answers) > 1 and len(cut.answers[0]) and np.array_equal(cut.answers[0], cut.answers[1]):
+            self._note("dropped: after cutting both answers are the same", item.id)
+            return None
+        return cut
 
     def _cuts(self, length: int, id: str) -> bool:
         """Whether an example of this length is to be cut (else dropped). Counts it; raises when neither is allowed."""
@@ -235,7 +262,7 @@ class Encoder:
                 hint="Raise data.max_length, or say what to do with data.truncate: drop | right | left-prompt.",
             )  # fmt: skip
         cuts = self.truncate != "drop"
-        self.counts[f"cut to {self.max_length} tokens" if cuts else f"dropped: longer than {self.max_length} tokens"] += 1
+        self._note(f"cut to {self.max_length} tokens" if cuts else f"dropped: longer than {self.max_length} tokens", id)
         return cuts
 
 
