@@ -48,6 +48,14 @@ def test_what_the_prompts_row_said_does_not_replace_the_answers():
     assert row == {"format": "preference", "prompt": "p", "chosen": "new", "rejected": "other", "topic": "t"}
 
 
+def test_empty_answers_are_left_out_and_said():
+    made, left_out = rounds._usable(
+        [Preference("p", "a", ""), Preference("p", "a", "b"), Preference("p", "a", "a"), Preference("q", "", "b")]
+    )
+    assert [(e.chosen, e.rejected) for e in made] == [("a", "b")]
+    assert left_out == "1 left out (rejected is empty), 1 left out (chosen and rejected are equal), 1 left out (chosen is empty)"
+
+
 def policy(folder):
     engine = SimpleNamespace(world=1, strategy="none", main=True, barrier=lambda: None)
     return SimpleNamespace(engine=engine, folder=folder)

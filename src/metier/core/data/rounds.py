@@ -8,6 +8,7 @@ nothing more to give: the data, and with them the run, end there.
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,12 @@ def stream(
     if policy.engine.main and not path.is_file():
         began = time.monotonic()
         given = source.round(inputs, policy=policy, round=epoch, rng=rng)
-        made = [] if given is None else list(given)
+        made, left_out = _usable([] if given is None else list(given))
         if given is not None:
             _check(made, wanted, source, epoch)
         _write(path, made)
-        notice(f"round {epoch + 1}: {len(made)} examples made in {time.monotonic() - began:.1f} s, kept in {path.name}")
+        said = f"round {epoch + 1}: {len(made)} examples made in {time.monotonic() - began:.1f} s, kept in {path.name}"
+        notice(f"{said}; {left_out}" if left_out else said)
     policy.engine.barrier()
     yield from _read(path)
 
@@ -70,6 +72,20 @@ def number(id: str) -> int:
 def made(folder: Path, round: int) -> list[Example]:
     """The examples of an earlier round (from 0) of the run in ``folder``."""
     return list(_read(place(folder, round)))
+
+
+def _usable(made: list[Example]) -> tuple[list[Example], str]:
+    """The examples that can be trained on (a model may answer with nothing), and how many others were left out, and why."""
+    found, reasons = [], Counter[str]()
+    for e in made:
+        row = to_row(e)
+        try:
+            formats.convert(row, row.pop("format"))
+        except formats.BadRow as problem:
+            reasons[str(problem)] += 1
+        else:
+            found.append(e)
+    return found, ", ".join(f"{n} left out ({why})" for why, n in reasons.items())
 
 
 def _check(made: list[Example], wanted: tuple[type, ...], source: Any, epoch: int) -> None:
