@@ -3,6 +3,7 @@
 import pytest
 
 from metier.compare import design as designs
+from metier.compare.api import compare, prepare
 from metier.compare.design import shorthand
 from metier.core import config, part, resolve
 from metier.core.errors import UsageError
@@ -134,3 +135,21 @@ def test_the_parts_of_a_run_file_are_found_wherever_they_stand():
     found = [(kind, part.split_ref(ref, kind)[0]) for kind, ref in designs.part_refs(run)]
     assert sorted(found) == [("hook", "ema"), ("hook", "neftune"), ("model", "qk-norm"), ("optimizer", "lion"), ("source", "mix")]
     assert list(designs.part_refs({"data.source": "mix", "optimizer.lr": 0.1})) == [("source", "mix")]
+
+
+def test_objectives_are_compared_by_the_reward_of_their_answers(tmp_path):
+    changes = ["seeds=1", "run.train.steps=2", "run.train.batch=4", "tune=null", "parallel=1"]
+    hook = "run.hooks=[{answers: {prompts: lab/preferences-held-out, reward: {python: {function: metier.lab.judges:quality}}, limit: 4}}]"
+    result, _ = compare(prepare(["objective/kto", "objective/dpo", *changes, hook]), out=tmp_path, quiet=True)
+    for arm in ("kto", "dpo"):
+        (run,) = result.finals(arm)
+        assert run.metric is not None
+        assert set(run.also) == {"answer_pair_accuracy", "answer_kl", "answer_length", "answer_win_rate"}
+        assert run.eval_curve.value == [run.metric]
+    assert not result.lower_is_better
+
+
+def test_all_objectives_that_learn_from_given_answers():
+    arms = prepare(["objective/*"]).arms
+    assert {"dpo", "kto", "pl-dpo", "simper", "aot", "bco", "logic"} <= set(arms)
+    assert not {"classify", "lm", "r3f", "bradley-terry", "sami", "typo", "xpo", "combined", "nash-md"} & set(arms)

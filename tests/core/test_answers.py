@@ -4,7 +4,6 @@ Bugs it is meant to catch: policy and reference exchanged, ties lost, intervals 
 with the wrong sign, a model at the start that has been trained, other random numbers for the other model.
 """
 
-
 import numpy as np
 import pytest
 import torch

@@ -88,7 +88,7 @@ def _train(job: Job, folder: Path) -> RunResult:
     if done.status == "interrupted":
         raise KeyboardInterrupt
     steps = [e for e in done.events if e["event"] == "step"]
-    evals = [e for e in done.events if e["event"] == "eval"]
+    evals = [e for e in done.events if e["event"] in ("eval", "step") and job.metric in e and job.metric != "loss"]
     metric = done.metrics.get(job.metric)
     if metric is None:
         raise MetierError(f"the run reports no {job.metric!r}; it reports {', '.join(sorted(done.metrics))}")

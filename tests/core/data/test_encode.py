@@ -308,3 +308,15 @@ def test_a_template_without_end_of_turn_is_said_once_per_example():
         encode(Preference("a", "b", "c", id=f"f:{n}"))
     said = "5 examples whose answers do not end with an end-of-turn token, so the model does not learn to stop (f:0, f:1, f:2, …)"
     assert encode.summary() == said
+
+
+@pytest.mark.parametrize("template", [None, t.TEMPLATE])
+def test_an_unfinished_answer_has_no_end_token(template):
+    encode = encoder(template)
+    if template is None:
+        encode.tokenizer.add_special_tokens({"eos_token": "<|end|>"})
+    whole = encode(Ranked("a", ("b c", "d e"), (1.0, 0.0), id="f:1"))
+    cut = encode(Ranked("a", ("b c", "d e"), (1.0, 0.0), (False, True), id="f:1"))
+    np.testing.assert_array_equal(cut.answers[0], whole.answers[0])
+    np.testing.assert_array_equal(cut.answers[1], whole.answers[1][:-1])
+    assert len(cut.answer_loss[1]) == len(cut.answers[1])

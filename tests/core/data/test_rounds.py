@@ -27,11 +27,12 @@ from metier.core.policy import Policy
         Preference("p", "a", "b", 0.5, ("s", "t"), meta={"topic": "x"}),
         Preference((Message("system", "s"), Message("user", "u")), "a", "b"),
         Ranked("p", ("a", "b", "c"), (1.0, 2.0, 0.0)),
+        Ranked("p", ("a", "b"), (1.0, 0.0), (False, True)),
         Judged("p", "a", False),
         Completion("p", "a"),
         Crossed(("p", "q"), ("a", "b")),
     ],
-    ids=["pair", "conversation", "list", "judged", "completion", "crossed"],
+    ids=["pair", "conversation", "list", "list, one unfinished", "judged", "completion", "crossed"],
 )  # fmt: skip
 def test_an_example_is_read_as_it_was_written(tmp_path, example):
     path = rounds.place(tmp_path, 3)

@@ -60,12 +60,13 @@ def test_a_reward_as_judge_is_a_sigmoid():
 
 
 def test_unfinished_answers():
-    """Own ones are left out, prompts with fewer than two too; an opponent that did not end loses."""
+    """They lose against those that ended, and are marked; empty ones are left out, prompts with fewer than two others too."""
     policy = said(own=["rock", ("paper", False), "scissors"], others=[("paper", False), "rock"])
     (made,) = rounds(source(Game(), pairwise=True, number=3, opponents=2), prompted(1), policy)
-    assert made[0].completions == ("rock", "scissors")
-    assert made[0].scores == pytest.approx([(1 + 0.5) / 2 - 0.5, (1 + P["scissors", "rock"]) / 2 - 0.5])
-    policy = said(own=["rock", ("paper", False)], others=["rock"])
+    assert made[0].completions == ("rock", "paper", "scissors")
+    assert made[0].unfinished == (False, True, False)
+    assert made[0].scores == pytest.approx([(1 + 0.5) / 2 - 0.5, (0.5 + 0) / 2 - 0.5, (1 + P["scissors", "rock"]) / 2 - 0.5])
+    policy = said(own=["rock", (" ", False)], others=["rock"])
     assert rounds(source(Game(), pairwise=True), prompted(1), policy) == [[]]
 
 

@@ -135,7 +135,7 @@ class Encoder:
             case formats.Judged():
                 return self._branches(e, (e.completion,), e.label)
             case formats.Ranked():
-                return self._branches(e, e.completions, e.scores)
+                return self._branches(e, e.completions, e.scores, e.unfinished)
             case formats.Crossed():
                 return self._crossed(e)
             case formats.Labelled():
@@ -154,9 +154,11 @@ class Encoder:
         mask = [loss for piece, loss in encoded for _ in piece]
         return Item(_array(ids), np.array(mask, bool), id=id)
 
-    def _branches(self, e: Any, answers: tuple[str, ...], label: Any) -> Item:
+    def _branches(self, e: Any, answers: tuple[str, ...], label: Any, unfinished: tuple[bool, ...] = ()) -> Item:
         prompt, opened = self._prompt(e.prompt)
-        ids = tuple(self._answer(e.prompt, a, opened) for a in answers)
+        ended = [self._answer(e.prompt, a, opened) for a in answers]
+        marks = unfinished or (False,) * len(ended)
+        ids = tuple(a[:-1] if cut and a[-1] in self._special else a for a, cut in zip(ended, marks, strict=True))
         unpredicted = int(len(prompt) == 0)  # nothing stands before the first token then
         loss = tuple(np.arange(len(a)) >= unpredicted for a in ids)
         return Item(prompt, np.zeros(len(prompt), bool), ids, loss, e.id, label)

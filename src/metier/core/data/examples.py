@@ -82,11 +82,15 @@ class Judged(Example):
 
 @dataclass(frozen=True)
 class Ranked(Example):
-    """Two or more answers with a score each; higher is better."""
+    """Two or more answers with a score each; higher is better.
+
+    ``unfinished`` marks answers that were cut off: they have no end token, so that nothing is learnt about where to end.
+    """
 
     prompt: Prompt
     completions: tuple[str, ...]
     scores: tuple[float, ...]
+    unfinished: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,11 @@ def _ranked(row: Row) -> list[Example]:
     if len(completions) < 2:
         raise BadRow(f"{len(completions)} completion(s), expected at least 2")
     texts = tuple(values.answer(c, f"completions[{i}]") for i, c in enumerate(completions))
-    return [Ranked(prompt, texts, tuple(values.number(s, f"scores[{i}]") for i, s in enumerate(scores)))]
+    marks = row.get("unfinished") or ()
+    if not isinstance(marks, list | tuple) or len(marks) not in (0, len(texts)):
+        raise BadRow(f"unfinished is no list of {len(texts)} marks")
+    unfinished = tuple(values.flag(m, f"unfinished[{i}]") for i, m in enumerate(marks))
+    return [Ranked(prompt, texts, tuple(values.number(s, f"scores[{i}]") for i, s in enumerate(scores)), unfinished)]
 
 
 def _prompts(row: Row) -> list[Example]:
@@ -202,7 +206,7 @@ FORMATS: dict[str, Format] = {
         Format("unpaired", "a prompt, one answer, and whether it is good", ("prompt", "completion", "label"),
                _unpaired),
         Format("ranked", "a prompt and several answers with scores", ("prompt", "completions", "scores"),
-               _ranked),
+               _ranked, ("unfinished",)),
         Format("prompts", "prompts that a source lets the model answer", ("prompt",), _prompts),
         Format("crossed", "prompts and the answer given to each, scored in all combinations", ("prompts", "completions"),
                _crossed),

@@ -27,8 +27,8 @@ class Judge:
     def wins(self, examples: Sequence[Any], own: Sequence[Sequence[Answer]], others: Sequence[Sequence[Answer]]) -> list[Array]:
         """For each prompt ``[K, J]``: probability that its k-th answer is preferred to the j-th opponent.
 
-        A pairwise judge is asked in both orders and averaged. One half for answers that read the same; an opponent that did
-        not end before the limit loses.
+        A pairwise judge is asked in both orders and averaged. One half for answers that read the same; an answer that did not
+        end before the limit loses against one that did.
         """
         prompts = [e.prompt for e in examples]
         texts, rivals = ([[a.text for a in row] for row in rows] for rows in (own, others))
@@ -36,7 +36,8 @@ class Judge:
         found = (self._asked if self.pairwise else self._scored)(prompts, texts, rivals, known)
         for p, mine, theirs in zip(found, own, others, strict=True):
             p[np.array([[a.text == b.text for b in theirs] for a in mine], bool).reshape(p.shape)] = 0.5
-            p[:, [not b.ended for b in theirs]] = 1.0
+            ended = np.array([a.ended for a in mine], bool)[:, None], np.array([b.ended for b in theirs], bool)[None]
+            p[ended[0] & ~ended[1]], p[~ended[0] & ended[1]] = 1.0, 0.0
         return found
 
     def _scored(

@@ -10,7 +10,7 @@ from metier.core.config import PartRef
 from metier.core.data.examples import Prompted, Ranked
 from metier.core.part import Count, Fraction, Positive, part
 from metier.core.policy import Policy
-from metier.parts.source._duels import Judge, drawn, usable
+from metier.parts.source._duels import Judge, drawn
 from metier.parts.source._pairs import reward_of
 from metier.parts.source._rounds import everything, in_turn
 
@@ -29,8 +29,8 @@ class NashMd:
     cycles: the game is then that of a reward, seen through a monotone map. ``prompts`` limits a round to so many, in turn;
     keep it small, since the weights that answered must not be old.
 
-    Left out are answers that did not end before ``max_new_tokens`` (trl lowers their score instead) and prompts with fewer than
-    two usable ones; an opponent that did not end loses. Reads prompts.
+    An answer that did not end before ``max_new_tokens`` loses against one that did, and is learnt from without an end token (trl
+    lowers its score). Left out are empty answers and prompts with fewer than two others. Reads prompts.
     """
 
     tags = ("learning/objective/self-play", "learning/paradigm/online")
@@ -48,12 +48,15 @@ class NashMd:
     def round(self, inputs: Mapping[str, Sequence[Any]], *, policy: Policy, round: int, rng: np.random.Generator) -> list[Ranked]:
         """The lists of one round."""
         turn = in_turn(everything(inputs), self.prompts, round)
-        own = [usable(row) for row in drawn(policy, turn, self.number, 0.0, rng, self.max_new_tokens)]
+        own = [[a for a in row if a.text.strip()] for row in drawn(policy, turn, self.number, 0.0, rng, self.max_new_tokens)]
         others = drawn(policy, turn, self.opponents, self.kappa, rng, self.max_new_tokens)
         kept = [i for i, row in enumerate(own) if len(row) >= 2]
         turn, own, others = [turn[i] for i in kept], [own[i] for i in kept], [others[i] for i in kept]
         wins = self.judge.wins(turn, own, others)
         return [
-            Ranked(e.prompt, tuple(a.text for a in row), tuple((p.mean(1) - 0.5).tolist()), id=e.id, meta=e.meta)
+            Ranked(
+                e.prompt, tuple(a.text for a in row), tuple((p.mean(1) - 0.5).tolist()), tuple(not a.ended for a in row),
+                id=e.id, meta=e.meta,
+            )
             for e, row, p in zip(turn, own, wins, strict=True)
         ]
