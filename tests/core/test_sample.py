@@ -174,3 +174,15 @@ def test_the_smallest_set_holds_the_token_that_crosses_it():
         for o in ({"temperature": 0}, {"top_p": 1e-9})
     )
     assert same(greedy, narrow)
+
+
+def test_no_answer_is_empty_when_that_is_barred():
+    bundle = models.load("lab/llama-50k", seed=3)
+    prompts, greedy = [np.array([5, 6], np.int32)], {"number": 1, "max_new_tokens": 4, "temperature": 0}
+    likely = int(sample(bundle.model, bundle.tokenizer, prompts, **greedy)[0][0].ids[0])
+    (empty,) = sample(bundle.model, bundle.tokenizer, prompts, end_ids=[likely], **greedy)[0]
+    assert len(empty.ids) == 1
+    (other,) = sample(bundle.model, bundle.tokenizer, prompts, end_ids=[likely], allow_empty=False, **greedy)[0]
+    assert other.ids[0] != likely
+    assert np.isfinite(other.logps).all()
+    assert other.logps[0] < empty.logps[0]  # the model's own, of a token that is less probable

@@ -214,8 +214,8 @@ _PREFERENCE_RUN: dict[str, Any] = {
     "objective": "dpo",
     "schedule": {"cosine": {"warmup": 0.1}},
     "optimizer": {"adamw": {"lr": 1e-3, "weight_decay": 0.0}},
-    "hooks": [{"answers": {"prompts": "lab/preferences-held-out", "reward": LAB_REWARD, "limit": 128, "max_new_tokens": 24}}],
-    "train": {"steps": 150, "batch": 32, "log_every": 50},
+    "hooks": [{"answers": {"prompts": "lab/preferences-held-out", "reward": LAB_REWARD, "limit": 64, "max_new_tokens": 24}}],
+    "train": {"steps": 120, "batch": 32, "log_every": 40},
 }
 """A fine-tuned model of a small language, pairs labelled by a known reward, and that reward for its answers."""
 BASES: dict[str, dict[str, Any]] = {
@@ -235,7 +235,7 @@ METRICS: dict[str, dict[str, Any]] = {
 LISTS = {"hooks": "hook", "transform": "model"}
 """Keys of a run file that list parts, and the kind of these."""
 LAB_TUNE: dict[str, dict[str, Any]] = {
-    "objective": {"factors": [0.3, 1.0, 3.0]},
+    "objective": {"factors": [0.3, 1.0, 3.0], "fraction": 0.5},
     "optimizer": {"factors": [0.3, 1.0, 3.0, 10.0, 30.0, 100.0]},  # default rates are meant for larger models than the lab's
     "hook": {"factors": [0.3, 1.0, 3.0]},
 }

@@ -63,7 +63,7 @@ class Policy:
         self, prompts: Sequence[Prompt], number: int, *, max_new_tokens: int, seed: int, temperature: float = 1.0,
         top_p: float = 1.0, continued: Sequence[np.ndarray] | None = None, mixed: float = 0.0,
     ) -> list[list[Answer]]:  # fmt: skip
-        """``number`` answers to each prompt, rendered by the chat template where there is one.
+        """``number`` answers to each prompt, rendered by the chat template where there is one; no answer is empty.
 
         ``continued`` are the token ids that the answer to each prompt begins with: the answers are then what follows them.
         ``mixed`` is the share of the logits of the model at the start, with ``needs=("policy", "reference")``.
@@ -74,7 +74,7 @@ class Policy:
         with self.engine.autocast():
             return sample(
                 self.bundle.model, self.bundle.tokenizer, ids, number=number, max_new_tokens=max_new_tokens, seed=seed,
-                temperature=temperature, top_p=top_p, mixture=self._mixture(mixed) if mixed else None,
+                allow_empty=False, temperature=temperature, top_p=top_p, mixture=self._mixture(mixed) if mixed else None,
             )  # fmt: skip
 
     def _mixture(self, share: float) -> Mixture:

@@ -52,15 +52,15 @@ class Mixture:
 @torch.no_grad()
 def sample(
     model: Any, tokenizer: Any, prompts: Sequence[np.ndarray], *, number: int, max_new_tokens: int, temperature: float = 1.0,
-    top_p: float = 1.0, seed: int = 0, batch_tokens: int = BATCH_TOKENS, end_ids: Sequence[int] | None = None,
-    mixture: Mixture | None = None,
+    top_p: float = 1.0, seed: int = 0, allow_empty: bool = True, batch_tokens: int = BATCH_TOKENS,
+    end_ids: Sequence[int] | None = None, mixture: Mixture | None = None,
 ) -> list[list[Answer]]:  # fmt: skip
     """``number`` answers to each of ``prompts`` (token ids), in their order.
 
     Temperature 0 takes the most probable token, and all answers to a prompt are then equal. ``top_p < 1`` draws from the
     smallest set of tokens whose probability reaches it. ``end_ids`` are the tokens that end an answer; default: what
-    :func:`end_tokens` finds. With a ``mixture`` the logits are those of both models, also for the answers' ``logps``. Dropout is
-    off meanwhile; no global random numbers are used.
+    :func:`end_tokens` finds. Without ``allow_empty`` none of them is drawn first. With a ``mixture`` the logits are those of
+    both models, also for the answers' ``logps``. Dropout is off meanwhile; no global random numbers are used.
 
     Raises ``UsageError`` for an empty prompt, a negative temperature, a ``top_p`` outside (0, 1], or a model that does not
     generate.
@@ -71,7 +71,9 @@ def sample(
         raise UsageError("a prompt is empty")
     if getattr(model, "can_generate", None) is None or not model.can_generate():
         raise UsageError(f"{type(model).__name__} does not generate text")
-    drawer = _Drawer(temperature, top_p, max_new_tokens, seed, tuple(end_ids or end_tokens(tokenizer, model)), mixture)
+    drawer = _Drawer(
+        temperature, top_p, max_new_tokens, seed, tuple(end_ids or end_tokens(tokenizer, model)), mixture, allow_empty
+    )
     found: dict[tuple[int, int], Answer] = {}
     with evaluating(model), evaluating(mixture.model) if mixture else contextlib.nullcontext():
         for jobs in _batches([len(p) + max_new_tokens for p in prompts], number, batch_tokens):
@@ -130,6 +132,7 @@ class _Drawer:
     seed: int
     ends: tuple[int, ...]
     mixture: Mixture | None = None
+    allow_empty: bool = True
 
     def run(
         self, model: Any, tokenizer: Any, prompts: Sequence[np.ndarray], jobs: Sequence[Job]
@@ -146,7 +149,8 @@ class _Drawer:
         active = torch.arange(len(jobs), device=device)
         for t in range(self.steps):
             z = reader.logits()
-            token = self._draw(z, uniform[active, t])
+            barred = t == 0 and not self.allow_empty
+            token = self._draw(z.index_fill(1, ends, -torch.inf) if barred else z, uniform[active, t])
             ids[active, t] = token
             logps[active, t] = (z.gather(1, token[:, None])[:, 0] - z.logsumexp(1)).float()
             done = torch.isin(token, ends) & ~ended[active]
