@@ -215,7 +215,7 @@ _PREFERENCE_RUN: dict[str, Any] = {
     "schedule": {"cosine": {"warmup": 0.1}},
     "optimizer": {"adamw": {"lr": 1e-3, "weight_decay": 0.0}},
     "hooks": [{"answers": {"prompts": "lab/preferences-held-out", "reward": LAB_REWARD, "limit": 64, "max_new_tokens": 24}}],
-    "train": {"steps": 120, "batch": 32, "log_every": 40},
+    "train": {"steps": 120, "batch": 32, "micro_batch": 32, "log_every": 40},
 }
 """A fine-tuned model of a small language, pairs labelled by a known reward, and that reward for its answers."""
 BASES: dict[str, dict[str, Any]] = {

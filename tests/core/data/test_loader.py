@@ -417,3 +417,29 @@ def test_packed_preferences_waste_little(kind, batch, shared_data):
             assert layout.real_tokens >= 0.95 * layout.input_ids.numel()
             real, area = real + layout.real_tokens, area + layout.input_ids.numel()
     assert real >= 0.96 * area
+
+
+def test_padding_that_costs_less_than_a_pass_is_taken():
+    """All rows in one micro-batch when their padding is spare, not a token earlier; the budget still holds."""
+    items = [item(i) for i in range(23)]
+    total = 23 * max(i.length for i in items)
+    padding = total - sum(i.length for i in items)
+    assert len(Shape(0, 1000, spare=0).micros(items)) > 1
+    assert len(Shape(0, 1000, spare=padding - 1).micros(items)) == 2
+    assert len(Shape(0, 1000, spare=padding).micros(items)) == 1
+    assert len(Shape(0, total - 1, spare=padding).micros(items)) == 2
+
+
+def test_a_tiny_model_takes_padding_and_a_large_one_does_not():
+    from types import SimpleNamespace
+
+    import torch
+
+    from metier.core.data.pipeline import spare_tokens
+
+    def model(size):
+        return SimpleNamespace(parameters=lambda: [torch.empty(size, device="meta")])
+
+    assert spare_tokens(model(120_000), "cpu") == 1388
+    assert spare_tokens(model(135_000_000), "cpu") == 1
+    assert spare_tokens(model(135_000_000), "cuda") == 123

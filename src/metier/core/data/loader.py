@@ -46,6 +46,8 @@ class Shape:
     """What the loss is divided by: ``token`` or ``example``."""
     separate: bool = False
     """Every answer in a row of its own, with its own copy of the prompt."""
+    spare: int = 0
+    """Padding tokens of a micro-batch that cost less than another pass of the model."""
 
     def micros(self, items: Sequence[Item]) -> list[list[list[int]]]:
         """Micro-batches as lists of rows, a row as a list of item indices; long ones first, like beside like."""
@@ -73,8 +75,9 @@ class Shape:
             return sum(map(len, rows)) + len(row) <= self.micro_batch
         together = [(max(sizes[i][0] for i in r), sum(sizes[i][1] for i in r)) for r in (*rows, row)]
         area = max(width for _, width in together) * sum(height for height, _ in together)
+        padding = area - sum(h * w for h, w in together)
         waste = PACKED_WASTE if self.packed else WASTE
-        return area <= self.budget and sum(h * w for h, w in together) >= (1 - waste) * area
+        return area <= self.budget and padding <= max(waste * area, self.spare)
 
     def layouts(self, items: Sequence[Item], micros: list[list[list[int]]]) -> list[Layout]:
         """The rows of :meth:`micros` as layouts."""

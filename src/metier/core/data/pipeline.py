@@ -132,6 +132,7 @@ class OpenData:
         return Shape(
             pad if pad is not None else 0, token_budget(bundle.model.config, self.engine.device.type), run.train.micro_batch,
             run.data.packed, run.data.max_length, unit, self._separate(bundle.model),
+            spare_tokens(bundle.model, self.engine.device.type),
         )  # fmt: skip
 
     @property
@@ -373,6 +374,16 @@ def activation_bytes(config: Any) -> int:
     width = getattr(config, "hidden_size", 768)
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
     return 4 * getattr(config, "num_hidden_layers", 12) * (18 * width + 6 * inner)
+
+
+def spare_tokens(model: Any, device: str) -> int:
+    """Tokens whose computation takes as long as starting one more pass: many for a tiny model, none for a large one.
+
+    A pass costs about 10 ms before it computes anything, and a token 6 FLOPs per parameter, at 100 GFLOP/s or on an
+    accelerator a hundred times that.
+    """
+    flops = 1e9 if device == "cpu" else 1e11
+    return int(flops / (6 * sum(p.numel() for p in model.parameters())))
 
 
 def token_budget(config: Any, device: str) -> int:
