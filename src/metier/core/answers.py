@@ -118,7 +118,7 @@ def interval(values: np.ndarray) -> list[float]:
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    return None if np.ptp(a) == 0 or np.ptp(b) == 0 else float(distributions.spearmanr(a, b).statistic)
+    return None if np.ptp(a) == 0 or np.ptp(b) == 0 else float(distributions.spearmanr(a, b)[0])
 
 
 def ranking(batches: Sequence[Pairs]) -> dict[str, Any]:

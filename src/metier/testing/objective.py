@@ -171,7 +171,8 @@ def _whole_lists(batch: Lists) -> Lists:
 
 
 def _rewards(needs: frozenset[str]) -> Rewards:
-    return Rewards(*(torch.randn(B, dtype=torch.float64) for _ in range(2)), torch.rand(B, dtype=torch.float64))
+    chosen, rejected = torch.randn(2, B, dtype=torch.float64)
+    return Rewards(chosen, rejected, torch.rand(B, dtype=torch.float64))
 
 
 def _rollouts(needs: frozenset[str]) -> Rollouts:
@@ -217,7 +218,7 @@ def _from_logits(batch: Tokens, logits: Tensor) -> Tokens:
 def _with(batch: Any, values: dict[str, Tensor]) -> Any:
     if isinstance(batch, Tokens) and "logits" in values:
         return _from_logits(batch, values["logits"])
-    if "tokens" in values:
+    if "tokens" in values and isinstance(batch, Pairs):
         batch = _summed(batch, values["tokens"])
     return replace(batch, **{n: v for n, v in values.items() if n != "tokens"})
 

@@ -59,7 +59,7 @@ def _terms(s: Tensor, side: Side) -> tuple[Tensor, Tensor, Tensor]:
     across = {"row": 2, "column": 1}
     loss = {name: -_diagonal(s.log_softmax(dim)).mean(1) for name, dim in across.items()}
     chosen = (loss["row"] + loss["column"]) / 2 if side == "symmetric" else loss[side]
-    return chosen, *(_accuracy(s.detach(), dim) for dim in across.values())
+    return chosen, *(_accuracy(s.detach(), dim) for dim in across.values())  # type: ignore[return-value]
 
 
 def _accuracy(s: Tensor, dim: int) -> Tensor:

@@ -78,7 +78,7 @@ def coefficients(objective: Any, batch: Pairs, leaves: tuple[Tensor, Tensor]) ->
 def _at(objective: Any, needs: frozenset[str], chosen: float, rejected: float, length: int, reference: float) -> Cell:
     leaves = tuple(torch.tensor([length * v], dtype=torch.float64, requires_grad=True) for v in (chosen, rejected))
     with torch.enable_grad():
-        plus, minus = coefficients(objective, _pair(leaves, needs, length, reference), leaves)
+        plus, minus = coefficients(objective, _pair(leaves, needs, length, reference), leaves)  # type: ignore[arg-type]
     c_plus, c_minus = float(plus) + 0.0, float(minus) + 0.0
     return {"chosen": chosen, "rejected": rejected, "c_plus": c_plus, "c_minus": c_minus, "ratio": _ratio(c_minus, c_plus)}
 

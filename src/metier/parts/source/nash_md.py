@@ -55,8 +55,12 @@ class NashMd:
         wins = self.judge.wins(turn, own, others)
         return [
             Ranked(
-                e.prompt, tuple(a.text for a in row), tuple((p.mean(1) - 0.5).tolist()), tuple(not a.ended for a in row),
-                id=e.id, meta=e.meta,
+                e.prompt,
+                tuple(a.text for a in row),
+                tuple((p.mean(1) - 0.5).tolist()),
+                tuple(not a.ended for a in row),
+                id=e.id,
+                meta=e.meta,
             )
             for e, row, p in zip(turn, own, wins, strict=True)
         ]
