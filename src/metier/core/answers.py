@@ -118,7 +118,9 @@ def interval(values: np.ndarray) -> list[float]:
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    return None if np.ptp(a) == 0 or np.ptp(b) == 0 else float(distributions.spearmanr(a, b)[0])
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(distributions.rankdata(a), distributions.rankdata(b))[0, 1])
 
 
 def ranking(batches: Sequence[Pairs]) -> dict[str, Any]:
