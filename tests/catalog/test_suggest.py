@@ -13,7 +13,7 @@ FIRST = [
     ({"paired": False}, ["kto"], {"kto", "bco", "apo-zero-unpaired"}),
     ({"chosen_falling": True}, [], {"dpop", "rpo", "cal-dpo"}),
     ({"length_bias": True}, ["ln-dpo"], {"ln-dpo", "r-dpo", "simpo"}),
-    ({"noise": 0.2}, ["cdpo"], {"cdpo", "rdpo", "dr-dpo"}),
+    ({"noise": 0.2}, ["cdpo"], {"cdpo", "robust-dpo", "dr-dpo"}),
     ({"scored_list": True}, ["pro"], {"pro", "lipo", "pl-dpo"}),
     ({"reference_affordable": False}, [], {"simper", "orpo", "simpo"}),
     ({"reference_affordable": False, "length_bias": True}, ["simpo"], {"simpo"}),

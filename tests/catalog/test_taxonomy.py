@@ -101,7 +101,9 @@ def test_a_merged_likelihood_pushes_where_the_pair_is_settled(id):
         loss, _ = case.run(replace(settled, chosen_logps=leaf))
         slopes.append(torch.autograd.grad(loss.sum(), leaf, allow_unused=True)[0] if loss.requires_grad else None)
     constant = all(s is not None and bool((s < 0).all()) for s in slopes) and torch.allclose(*slopes, rtol=1e-6)
-    unbounded = id == "objective/rdpo"  # its push stays because the loss has no lower bound, and it pushes the bad answer too
+    unbounded = (
+        id == "objective/robust-dpo"
+    )  # its push stays because the loss has no lower bound, and it pushes the bad answer too
     assert (constant and not unbounded) == (taxonomy.traits(id).sft == "merged")
 
 

@@ -153,3 +153,19 @@ def test_all_objectives_that_learn_from_given_answers():
     arms = prepare(["objective/*"]).arms
     assert {"dpo", "kto", "pl-dpo", "simper", "aot", "bco", "logic"} <= set(arms)
     assert not {"classify", "lm", "r3f", "bradley-terry", "sami", "typo", "xpo", "combined", "nash-md"} & set(arms)
+
+
+def test_an_objective_that_looks_at_whole_distributions_can_be_counted(tmp_path):
+    """Its passes without gradient must not disturb the counting of FLOPs."""
+    changes = [
+        "seeds=1",
+        "run.train.steps=1",
+        "run.train.batch=2",
+        "tune=null",
+        "parallel=1",
+        "run.hooks=[]",
+        "metric=eval_loss",
+        "also=[]",
+    ]
+    result, _ = compare(prepare(["objective/wpo", "objective/dpo", *changes]), out=tmp_path, quiet=True)
+    assert [r.error for r in result.runs] == [None, None]

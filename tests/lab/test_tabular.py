@@ -76,7 +76,7 @@ def test_flipped_labels_are_undone_by_the_loss_that_knows_them():
     best = bench.optimum(0.5)
     plain = minimise({"dpo": {"beta": 0.5}}, bench, weights=bench.weights(flip=0.3))
     assert total_variation(plain.policy, best).max() > 0.05
-    robust = minimise({"rdpo": {"beta": 0.5, "label_smoothing": 0.3}}, bench, weights=bench.weights(flip=0.3))
+    robust = minimise({"robust-dpo": {"beta": 0.5, "label_smoothing": 0.3}}, bench, weights=bench.weights(flip=0.3))
     assert total_variation(robust.policy, best).max() < 1e-3
 
 

@@ -233,7 +233,7 @@ def token_scores(
     weights = layout.weight if layout.weight is not None else torch.ones_like(logps)
     return Tokens(
         logps, weights, layout.sequence, ref, logits, layout.target if logits is not None else None, ref_logits,
-        log_collision(model, h) if "collision" in needs else None,
+        log_collision(model, h.detach()) if "collision" in needs else None,
     )  # fmt: skip
 
 

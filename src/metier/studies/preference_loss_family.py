@@ -19,7 +19,7 @@ from metier.lab import preferencebench, wordpairs
 from metier.studies._arms import Arm, Arms, Try, size
 
 PAIRS: dict[str, Any] = {
-    "dpo": "dpo", "cdpo": {"cdpo": {"label_smoothing": 0.3}}, "rdpo": {"rdpo": {"label_smoothing": 0.3}}, "ipo": "ipo",
+    "dpo": "dpo", "cdpo": {"cdpo": {"label_smoothing": 0.3}}, "robust-dpo": {"robust-dpo": {"label_smoothing": 0.3}}, "ipo": "ipo",
     "hinge": "hinge", "exo": "exo", "discopop": "discopop", "f-dpo (js)": "f-dpo",
     "f-dpo (forward-kl)": {"f-dpo": {"divergence": "forward-kl"}}, "f-dpo (alpha)": {"f-dpo": {"divergence": "alpha"}},
     "ln-dpo": "ln-dpo", "ld-dpo": "ld-dpo", "r-dpo": "r-dpo", "odpo": "odpo", "with-margin": {"with-margin": {"of": "dpo"}},
@@ -37,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "clean": {}, "flipped": {"flip": 0.3}, "long": {"length_bonus": wordpairs.LONG_BONUS}, "near": {"near_share": 1.0},
 }  # fmt: skip
 KEEPS = ("dpop", "rpo", "orpo", "simper", "dil (lsif)", "dil (ukl)", "dil (bce)")
-ROBUST = ("rdpo", "cdpo", "ipo", "kto")
+ROBUST = ("robust-dpo", "cdpo", "ipo", "kto")
 SHORT = ("ln-dpo", "simpo", "r-dpo")
 PARTS = (
     *(f"objective/{n}" for n in sorted({k.split(" ")[0] for k in PAIRS} | set(SINGLE))), "hook/tr-dpo",

@@ -1,4 +1,4 @@
-"""Oracle of objective/label-smoothing: cdpo and rdpo, which are written out elsewhere, and the exchange of all fields.
+"""Oracle of objective/label-smoothing: cdpo and robust-dpo, which are written out elsewhere, and the exchange of all fields.
 
 Bugs it is meant to catch: a field that stays when answers change places (length, reference, score margin, tokens), the weights
 exchanged, the unbiased form without its factor.
@@ -27,7 +27,7 @@ def test_around_dpo(rate):
     smooth = value("label-smoothing", b, of=of, rate=rate)
     np.testing.assert_allclose(smooth, value("cdpo", b, beta=0.3, label_smoothing=rate), rtol=1e-12)
     unbiased = value("label-smoothing", b, of=of, rate=rate, unbiased=True)
-    np.testing.assert_allclose(unbiased, value("rdpo", b, beta=0.3, label_smoothing=rate), rtol=1e-9)
+    np.testing.assert_allclose(unbiased, value("robust-dpo", b, beta=0.3, label_smoothing=rate), rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["r-dpo", "ln-dpo", "nca", "apo-down"])

@@ -11,8 +11,8 @@ from metier.core.part import Positive, part
 from metier.core.preferences import log_ratios, reward_metrics
 
 
-@part("objective/rdpo", paper="arXiv:2403.00409 (robust DPO)", needs=("reference",))
-def rdpo(
+@part("objective/robust-dpo", paper="arXiv:2403.00409 (robust DPO)", needs=("reference",))
+def robust_dpo(
     b: Pairs, *, beta: Positive = 0.1, label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.1
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``[-(1-ε) log σ(βh) + ε log σ(-βh)] / (1 - 2ε)`` with ``h = Δ_w - Δ_l``, ``Δ = log π/π_ref``. Returns ``[B]``.
@@ -27,4 +27,4 @@ def rdpo(
     return loss, reward_metrics(chosen, rejected)
 
 
-rdpo.tags = ("data/quality/noise",)  # type: ignore[attr-defined]
+robust_dpo.tags = ("data/quality/noise",)  # type: ignore[attr-defined]
