@@ -21,8 +21,8 @@ from metier.compare.study import Check, Outcome, Study
 from metier.core import taxonomy
 from metier.lab import preferencebench, wordpairs, words
 
-NAMES = ("dpo", "ipo", "hinge", "exo", "sppo", "cdpo", "robust-dpo", "dr-dpo", "dpop", "rpo", "cal-dpo", "apo-zero", "nca", "r-dpo",
-         "ln-dpo", "simpo", "orpo", "cpo", "kto", "bco")  # fmt: skip
+NAMES = ("dpo", "ipo", "hinge", "exo", "sppo", "cdpo", "robust-dpo", "dr-dpo", "dpop", "rpo", "cal-dpo", "apo-zero", "nca",
+         "r-dpo", "ln-dpo", "simpo", "orpo", "cpo", "kto", "bco")  # fmt: skip
 PARTS = tuple(f"objective/{n}" for n in NAMES)
 CLAIM = "Each variant of DPO changes one piece of the loss, for one fault of data or behaviour."
 STRESSORS: dict[str, dict[str, Any]] = {

@@ -19,8 +19,8 @@ from metier.lab import preferencebench, wordpairs
 from metier.studies._arms import Arm, Arms, Try, size
 
 PAIRS: dict[str, Any] = {
-    "dpo": "dpo", "cdpo": {"cdpo": {"label_smoothing": 0.3}}, "robust-dpo": {"robust-dpo": {"label_smoothing": 0.3}}, "ipo": "ipo",
-    "hinge": "hinge", "exo": "exo", "discopop": "discopop", "f-dpo (js)": "f-dpo",
+    "dpo": "dpo", "cdpo": {"cdpo": {"label_smoothing": 0.3}}, "robust-dpo": {"robust-dpo": {"label_smoothing": 0.3}},
+    "ipo": "ipo", "hinge": "hinge", "exo": "exo", "discopop": "discopop", "f-dpo (js)": "f-dpo",
     "f-dpo (forward-kl)": {"f-dpo": {"divergence": "forward-kl"}}, "f-dpo (alpha)": {"f-dpo": {"divergence": "alpha"}},
     "ln-dpo": "ln-dpo", "ld-dpo": "ld-dpo", "r-dpo": "r-dpo", "odpo": "odpo", "with-margin": {"with-margin": {"of": "dpo"}},
     "beta-dpo": "beta-dpo", "dr-dpo": "dr-dpo", "wpo": "wpo", "alpha-dpo": "alpha-dpo", "dpop": "dpop", "rpo": "rpo",

@@ -26,8 +26,8 @@ class LabelSmoothing(Wrapper):
 
     ``rate`` ε is the share of labels thought to be flipped. With ``unbiased`` it is
     ``[(1-ε) L(y_w, y_l) - ε L(y_l, y_w)] / (1-2ε)`` instead: over flips with rate ε its expectation is the loss on clean labels,
-    at the price of having no lower bound. Around ``dpo`` these are ``cdpo`` and ``robust-dpo``. Exchanged answers have the opposite
-    score margin, so ``odpo``, whose gap must be positive, is refused. Metrics are those of the labels as given.
+    at the price of having no lower bound. Around ``dpo`` these are ``cdpo`` and ``robust-dpo``. Exchanged answers have the
+    opposite score margin, so ``odpo``, whose gap must be positive, is refused. Metrics are those of the labels as given.
     """
 
     tags = ("data/quality/noise",)
