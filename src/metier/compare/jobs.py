@@ -52,11 +52,12 @@ class Job(BaseModel):
 
 
 def stored(job: Job) -> RunResult | None:
-    """The result of an earlier execution of the same job, if it finished."""
+    """The result of an earlier execution of the same job, if it finished; one that crashed is tried again."""
     path = Path(job.folder) / "result.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        return RunResult.model_validate_json(json.dumps(kept["result"])) if kept["key"] == job.key else None
+        found = RunResult.model_validate_json(json.dumps(kept["result"]))
+        return found if kept["key"] == job.key and found.status != "crashed" else None
     except (OSError, ValueError, KeyError):
         return None
 
