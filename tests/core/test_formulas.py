@@ -40,6 +40,7 @@ def table(f):
         ("A->B", lambda a, b, c: (not a) or b),
     ],
     ids=str,
+    ids=[f"formula {i}" for i in range(13)],
 )
 def test_tables(text, meaning):
     assert formulas.parse(text, ATOMS) == table(meaning)
