@@ -39,7 +39,6 @@ def table(f):
         ("false", lambda a, b, c: False),
         ("A->B", lambda a, b, c: (not a) or b),
     ],
-    ids=str,
     ids=[f"formula {i}" for i in range(13)],
 )
 def test_tables(text, meaning):
