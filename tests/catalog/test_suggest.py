@@ -25,7 +25,7 @@ FIRST = [
 ]
 
 
-@pytest.mark.parametrize(("question", "first", "among"), FIRST, ids=str)
+@pytest.mark.parametrize(("question", "first", "among"), FIRST, ids=[str(question) for question, _, _ in FIRST])
 def test_scenarios(question, first, among):
     found = [s.id.split("/")[1] for s in suggest(**question)]
     assert found[: len(first)] == first
