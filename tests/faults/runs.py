@@ -12,7 +12,7 @@ from unittest import mock
 
 from metier.core import log
 from metier.core.api import Result, train
-from metier.core.batch import Labels, Lists, Pairs, Rated, Tokens
+from metier.core.batch import Labels, Lists, Pairs, Rated, Rewards, Tokens
 
 VOLATILE = ("time", "seconds", "elapsed", "tokens_per_second", "memory")
 
@@ -31,7 +31,7 @@ def rows(reads: type = Tokens, count: int = 24, seed: int = 0) -> list[dict[str,
 
     def row(i: int) -> dict[str, Any]:
         text = f"{i} {_words(rng)}"
-        if reads is Pairs:
+        if reads in (Pairs, Rewards):
             return {"prompt": text, "chosen": _words(rng), "rejected": _words(rng)}
         if reads is Rated:
             return {"prompt": text, "completion": _words(rng), "label": i % 3 > 0}

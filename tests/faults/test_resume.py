@@ -3,7 +3,7 @@
 import pytest
 from runs import Labels, Pairs, assert_same, crash_after, go, outcome, rows, settings, stop_after, write_rows
 
-from metier.core import log
+from metier.core import log, part
 from metier.core.lossmodule import TYPES, batch_type
 from metier.core.part import listing
 from metier.testing._sample import sample
@@ -125,7 +125,12 @@ def test_every_objective(tmp_path, name):
     built = sample(f"objective/{name}")
     reads = batch_type(built.obj)
     assert reads in TYPES
-    data = write_rows(tmp_path / "data.jsonl", rows(reads))
+    made = rows(reads)
+    if reads is Pairs:  # what some of them need besides
+        made = [{**r, "margin": 0.5 + i % 3, "samples": ["one two", f"three {i}"]} for i, r in enumerate(made)]
+    if hasattr(part.load(f"objective/{name}"), "takes"):
+        made = [{"prompts": [f"a {i}", f"b {i}"], "completions": [f"c {i}", "d e"]} for i in range(len(made))]
+    data = write_rows(tmp_path / "data.jsonl", made)
     changes = {"adapter": "lora"} if "adapter" in built.card.needs else {}
     run = settings(data, train__steps=10, objective={name: dict(built.options)}, **changes)
     check_steps(tmp_path, run, [5])

@@ -205,7 +205,7 @@ class Loop:
         for i, layout in enumerate(ctx.layouts):
             with engine.accumulating(ctx.module, last=i == len(ctx.layouts) - 1 and not self.local):
                 with engine.autocast():
-                    total, _, metrics = ctx.module(layout, slopes=slopes[i])
+                    total, _, metrics = ctx.module(layout) if slopes[i] is None else ctx.module(layout, slopes=slopes[i])
                 if backward:
                     (total * (engine.world / batch.units)).backward()
             if slopes[i] is None:

@@ -213,6 +213,9 @@ def test_training_does_not_depend_on_micro_batches(tmp_path, lam):
     train({**run, "train": {**run["train"], "steps": 6, "max_seconds": 1e-9}}, out=tmp_path / "parts", quiet=True)
     rest = train(run, out=tmp_path / "parts", quiet=True)
     curves = [[(e["loss"], e["doubted"]) for e in r.events if e["event"] == "step"] for r in (whole, split, rest)]
-    np.testing.assert_allclose(curves[0], curves[1], atol=2e-5)
+    assert curves[0][0][0] == pytest.approx(
+        curves[1][0][0], abs=2e-5
+    )  # at first all margins tie, and rounding says who is doubted
+    np.testing.assert_allclose(curves[0][1:], curves[1][1:], atol=2e-5)
     np.testing.assert_allclose(curves[0][-1], curves[2][-1], atol=1e-6)
     assert any(0 < d < 1 for _, d in curves[0])

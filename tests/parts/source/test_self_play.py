@@ -97,7 +97,7 @@ def test_the_current_model_answers(spin):
 
     def pairs(bundle):
         ids = preferencebench.encode([r["prompt"] for r in rows])
-        drawn = sample(bundle.model, bundle.tokenizer, ids, number=1, max_new_tokens=24, seed=seed)
+        drawn = sample(bundle.model, bundle.tokenizer, ids, number=1, max_new_tokens=24, seed=seed, allow_empty=False)
         texts = [(r["prompt"], r["completion"], a.text) for r, (a,) in zip(rows, drawn, strict=True) if a.ended]
         return {t for t in texts if t[1] != t[2]}
 

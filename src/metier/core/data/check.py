@@ -11,7 +11,7 @@ from metier.core.data.examples import BadRow, Example, Judged, Labelled, Message
 from metier.core.data.readers import Problems
 from metier.core.data.rows import Rows
 
-NOT_TEXT = ("id", "meta", "label", "margin", "scores")
+NOT_TEXT = ("id", "meta", "label", "margin", "scores", "unfinished")
 
 
 @dataclass
@@ -98,7 +98,7 @@ def _lengths(found: list[Example]) -> dict[str, dict[str, float]]:
         for key, value in vars(example).items():
             if key not in NOT_TEXT and value is not None:
                 values.setdefault(key, []).extend(_sizes(value))
-    return {k: _spread(sorted(v)) for k, v in values.items()}
+    return {k: _spread(sorted(v)) for k, v in values.items() if v}
 
 
 def _sizes(value: Any) -> list[int]:
