@@ -61,8 +61,9 @@ def trl_trainer(rows: list[dict], steps: int, out: str, way: str):
         beta=0.1, precompute_ref_log_probs=way == "cached",
     )  # fmt: skip
     lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    frozen = models.load(MODEL).model if way == "full" else None  # else it looks for the model's name on the hub
     return DPOTrainer(
-        model=bundle.model, args=config, train_dataset=Dataset.from_list(rows), processing_class=bundle.tokenizer,
+        model=bundle.model, ref_model=frozen, args=config, train_dataset=Dataset.from_list(rows), processing_class=bundle.tokenizer,
         peft_config=None if way == "full" else lora,
     )  # fmt: skip
 
@@ -210,6 +211,7 @@ def main() -> None:
             "trl": trl, "metier": metier, "speed": metier["per_second"] / trl["per_second"],
             "memory": metier["peak_bytes"] / trl["peak_bytes"],
         }  # fmt: skip
+        print(json.dumps({way: found[way]}), file=sys.stderr)
     if given.lists:
         two, four, eight = (side("lists", given.steps, str(k))["per_second"] for k in (2, 4, 8))
         found["lists"] = {"4 of 2": two / four, "8 of 2": two / eight}
