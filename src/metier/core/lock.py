@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def _acquire(folder: Path) -> tuple[int, dict[str, Any] | None]:
             os.ftruncate(fd, 0)
             os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         except BlockingIOError:
-            owner = _owner(fd) or {}
+            owner = _named_owner(fd)
             os.close(fd)
             raise _held(folder, owner) from None
         except OSError as e:
@@ -110,6 +111,15 @@ def _takeover(left: dict[str, Any] | None) -> str | None:
         return None
     who = f"process {left.get('pid', 'unknown')} on {left.get('host', 'unknown')}"
     return f"{who} ended without closing this run; taking over"
+
+
+def _named_owner(fd: int) -> dict[str, Any]:
+    """Who holds the lock; one that has only just got it is given a second to write its name."""
+    for _ in range(20):
+        if owner := _owner(fd):
+            return owner
+        time.sleep(0.05)
+    return {}
 
 
 def _owner(fd: int) -> dict[str, Any] | None:
