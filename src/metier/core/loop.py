@@ -302,7 +302,7 @@ class Loop:
         self.dispatch("on_eval_start", ctx)
         training = [m for m in ctx.model.modules() if m.training]
         ctx.model.eval()
-        sums, units = self._evaluation_sums([x.to(ctx.engine.device) for x in self.s.eval_layouts])
+        sums, units = self._evaluation_sums()
         for module in training:  # one by one: a part may keep some in evaluation mode
             module.training = True
         self.dispatch("on_eval_end", ctx)
@@ -310,9 +310,10 @@ class Loop:
         *totals, units = ctx.engine.sum([*(sums[n] for n in names), units])
         return {f"eval_{n}": v / max(units, 1) for n, v in zip(names, totals, strict=True)}
 
-    def _evaluation_sums(self, layouts: list) -> tuple[dict[str, float], float]:
+    def _evaluation_sums(self) -> tuple[dict[str, float], float]:
         """Sums of loss and metrics over held-out rows, and their units; a loss of the whole batch sees all of them."""
         ctx, sums, units = self.ctx, dict[str, float](), 0.0
+        layouts = (x.to(ctx.engine.device) for x in self.s.eval_layouts)  # one at a time: together they may not fit
         if "batch" in self.inner.needs:
             with ctx.engine.autocast():
                 found = whole(self.inner.loss, [ctx.module(x, scores_only=True) for x in layouts], lambda mine: [mine], 0)

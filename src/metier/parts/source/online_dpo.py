@@ -11,6 +11,7 @@ from metier.core.data.examples import Preference, Prompted
 from metier.core.part import Count, NonNegative, part
 from metier.core.policy import Policy
 from metier.parts.source._pairs import judged, reward_of
+from metier.parts.source._rounds import drawn, everything, in_turn
 
 
 @part("source/online-dpo", paper="arXiv:2402.04792 (OAIF), section 3", rows=(134,), needs=("policy",))
@@ -40,15 +41,17 @@ class OnlineDpo:
         self, inputs: Mapping[str, Sequence[Any]], *, policy: Policy, round: int, rng: np.random.Generator
     ) -> list[Preference]:
         """The pairs of one round."""
-        everything = [e for rows in inputs.values() for e in rows]
-        size = min(self.prompts or len(everything), len(everything))
-        chosen = [everything[(round * size + i) % len(everything)] for i in range(size)]
-        answers = policy.sample(
-            [e.prompt for e in chosen], self.number, max_new_tokens=self.max_new_tokens, temperature=self.temperature,
-            seed=int(rng.integers(2**31)),
-        )  # fmt: skip
-        usable = [[a.text for a in own if a.ended or not self.finished] for own in answers]
-        return [pair for e, texts in zip(chosen, usable, strict=True) if (pair := self._pair(e, texts)) is not None]
+        turn = in_turn(everything(inputs), self.prompts, round)
+        usable = drawn(
+            policy,
+            turn,
+            self.number,
+            rng,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            finished=self.finished,
+        )
+        return [pair for e, texts in zip(turn, usable, strict=True) if (pair := self._pair(e, texts)) is not None]
 
     def _pair(self, e: Prompted, texts: list[str]) -> Preference | None:
         if len(set(texts)) < 2:
