@@ -85,3 +85,11 @@ def test_what_the_objective_cannot_read_is_refused(tmp_path, run):
 
     with pytest.raises(UsageError, match="makes preference examples, but the objective reads"):
         train({**run, "objective": "lm"}, out=tmp_path / "a", quiet=True)
+
+
+def test_its_run_is_evaluated_on_pairs(tmp_path, run):
+    """The source reads prompts, the held-out data are pairs: of these it would use only the prompts."""
+    from metier.core.evaluate import evaluate
+
+    train({**run, "train": {"steps": 1, "batch": 2}}, out=tmp_path / "run", quiet=True)
+    assert 0 <= evaluate(tmp_path / "run", data="lab/preferences-held-out", limit=8)["pair accuracy"] <= 1

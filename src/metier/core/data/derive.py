@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from metier.core.data.examples import Completion, Judged, Preference, Ranked
+from metier.core.data.examples import Completion, Judged, Preference, Prompted, Ranked
 
 Derivation = tuple[str, Callable[[Any], list[Any]]]
 
@@ -44,12 +44,19 @@ def _best(e: Ranked) -> list[Any]:
     return [Completion(e.prompt, e.completions[best], id=e.id, meta=e.meta)]
 
 
+def _prompt(e: Any) -> list[Any]:
+    return [Prompted(e.prompt, id=e.id, meta=e.meta)]
+
+
 DERIVATIONS: dict[tuple[type, type], Derivation] = {
     (Preference, Judged): ("each pair is read as a desirable and an undesirable answer", _judged),
     (Preference, Ranked): ("each pair is read as a list of two", _of_two),
     (Preference, Completion): ("of each pair only the chosen answer is used", _chosen),
     (Ranked, Preference): ("of each list the best and the worst answer make a pair", _best_and_worst),
     (Ranked, Judged): ("of each list the best answer is read as desirable, the worst as undesirable", _best_and_worst_judged),
+    (Preference, Prompted): ("of each pair only the prompt is used", _prompt),
+    (Completion, Prompted): ("of each example only the prompt is used", _prompt),
+    (Ranked, Prompted): ("of each list only the prompt is used", _prompt),
     (Ranked, Completion): ("of each list only the best answer is used", _best),
 }
 
