@@ -1,10 +1,8 @@
 """optimizer/dion averaging small matrices only: two gloo processes with a gradient each, against one with their mean."""
 
-import os
-import socket
-
 import pytest
 import torch
+from processes import two
 
 from metier.core import part
 from metier.core.optim import Optimizer
@@ -35,13 +33,8 @@ def mean(both):
     return {n: (both[0][n] + both[1][n]) / 2 for n in SHAPES}
 
 
-def process(rank, world, port, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
-    for fraction in FRACTIONS:
-        results[rank, fraction] = compressed(rank, rank_fraction=fraction)
-    torch.distributed.destroy_process_group()
+def of_all_fractions(rank):
+    return [compressed(rank, rank_fraction=fraction) for fraction in FRACTIONS]
 
 
 def compressed(rank, **options):
@@ -58,19 +51,13 @@ def compressed(rank, **options):
 
 
 @pytest.fixture(scope="module")
-def replicas():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with torch.multiprocessing.Manager() as manager:
-        results = manager.dict()
-        torch.multiprocessing.spawn(process, (2, port, results), nprocs=2)
-        return dict(results)
+def replicas(tmp_path_factory):
+    return two(tmp_path_factory.mktemp("replicas"), of_all_fractions)
 
 
-@pytest.fixture(params=FRACTIONS, ids=["rank 1/4", "full rank"])
+@pytest.fixture(params=range(len(FRACTIONS)), ids=["rank 1/4", "full rank"])
 def both(request, replicas):
-    return {"rank_fraction": request.param}, [replicas[rank, request.param] for rank in (0, 1)]
+    return {"rank_fraction": FRACTIONS[request.param]}, [results[request.param] for results in replicas]
 
 
 def test_weights_are_those_of_one_process_with_the_mean_gradient(both):

@@ -1,10 +1,8 @@
 """Every optimizer moves sharded matrices (FSDP2, two gloo processes) as one process moves whole ones."""
 
-import os
-import socket
-
 import pytest
 import torch
+from processes import two
 from torch import nn
 
 from metier.core import part
@@ -66,32 +64,22 @@ def gap(built, fully_shard):
     return max(float((p.full_tensor() - q).abs().max()) for p, q in pairs)
 
 
-def compare(rank, world, port, names, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+def gaps_of(rank, names):
     from torch.distributed.fsdp import fully_shard
 
+    found = {}
     for name in names:
         try:
-            found = gap(part.build("optimizer", name), fully_shard)
+            found[name] = gap(part.build("optimizer", name), fully_shard)
         except Exception as e:  # the same on both processes; the others shall still be tested
-            found = repr(e)
-        if rank == 0:
-            results[name] = found
-    torch.distributed.destroy_process_group()
+            found[name] = repr(e)
+    return found
 
 
 @pytest.fixture(scope="module")
-def gaps():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+def gaps(tmp_path_factory):
     names = [n for n in NAMES if not hasattr(part.load(n, "optimizer"), "step")]
-    with torch.multiprocessing.Manager() as manager:
-        results = manager.dict()
-        torch.multiprocessing.spawn(compare, (2, port, names, results), nprocs=2)
-        return dict(results)
+    return two(tmp_path_factory.mktemp("sharded"), gaps_of, names)[0]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,13 +1,10 @@
 """Two gloo processes on the CPU give the trajectory of one, under DDP and FSDP2, and continue each other's checkpoints."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import launched
 from safetensors.torch import load_file
 
 RUN = """
@@ -20,29 +17,8 @@ train: {steps: 6, batch: 8, micro_batch: 2, save_every: 3, keep: 5}
 TOLERANCE = 1e-5
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def train(tmp_path, name, *overrides, world=1):
-    launcher = (
-        ["-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(free_port())] if world > 1 else []
-    )
-    command = [
-        sys.executable,
-        *launcher,
-        "-m",
-        "metier",
-        "train",
-        str(tmp_path / "run.yaml"),
-        *overrides,
-        "-q",
-        "-o",
-        str(tmp_path / name),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    done = launched(["-m", "metier", "train", tmp_path / "run.yaml", *overrides, "-q", "-o", tmp_path / name], world)
     assert done.returncode == 0, done.stderr[-3000:]
     return tmp_path / name
 

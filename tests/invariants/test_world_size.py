@@ -5,11 +5,9 @@ process without an example leaves the others waiting, metrics of the first proce
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from processes import launched
 from safetensors.torch import load_file
 
 from metier.core.api import train
@@ -35,7 +33,7 @@ def test_processes_do_what_one_does(tmp_path, world):
     rows = [{"prompt": "a b c " * (i % 4 + 1), "completion": "x y " * (i % 7 + 1)} for i in range(24)]
     data.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     alone = train(settings(data), out=tmp_path / "alone", quiet=True, handle_signals=False)
-    launched(tmp_path, settings(data), world)
+    trained(tmp_path, settings(data), world)
     _same(tmp_path, alone, 5)
 
 
@@ -51,18 +49,15 @@ def test_a_loss_of_the_whole_step_sees_all_processes(tmp_path, objective):
         "train": {**settings(data)["train"], "epochs": None, "steps": 4},
     }
     alone = train(run, out=tmp_path / "alone", quiet=True, handle_signals=False)
-    launched(tmp_path, run, 2)
+    trained(tmp_path, run, 2)
     _same(tmp_path, alone, 5)
 
 
-def launched(tmp_path, run, world):
+def trained(tmp_path, run, world):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT, encoding="utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), str(script)]
-    subprocess.run(
-        [*launch, json.dumps(run), str(tmp_path / "together")], check=True, timeout=120, capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = launched([script, json.dumps(run), tmp_path / "together"], world)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def _same(tmp_path, alone, events):
