@@ -128,8 +128,12 @@ def pretended(monkeypatch):
     monkeypatch.setattr(kernel, "on_cuda", lambda model: True)
 
 
-def test_auto_is_sdpa_on_a_cpu():
-    assert said(tiny("llama")) == ("sdpa", [])
+def test_auto_is_sdpa_by_segments_on_a_cpu():
+    assert said(tiny("llama")) == ("segments", [])
+    assert said(tiny("llama"), grouped=False) == ("sdpa", [])
+    eager = tiny("llama")
+    eager.set_attn_implementation("eager")
+    assert said(eager) == ("eager", [])
 
 
 @pytest.mark.parametrize("more", [{"grouped": False}, {"watched": True}], ids=str)
@@ -191,6 +195,7 @@ def test_the_trial_shows_all_that_matters():
 def test_named_kinds():
     assert said(tiny("llama"), "eager") == ("eager", [])
     assert said(tiny("llama"), "sdpa") == ("sdpa", [])
+    assert said(tiny("llama"), "segments") == ("segments", [])
     found, notices = said(tiny("llama"), "flex")
     assert found == "sdpa"
     assert "no backward pass" in notices[0]
@@ -223,7 +228,8 @@ def test_a_run_says_what_it_uses(tmp_path):
         events = train(run, quiet=True).events
         return [e["loss"] for e in events if e["event"] == "step"], [e["text"] for e in events if e["event"] == "notice"]
 
-    (a, _), (b, _), (c, notices) = map(losses, ("auto", "eager", "flex"))
-    assert a == c
+    (a, _), (b, _), (c, notices), (d, _) = map(losses, ("auto", "eager", "flex", "sdpa"))
+    assert c == d
     np.testing.assert_allclose(a, b, rtol=1e-5)
+    np.testing.assert_allclose(a, d, rtol=1e-5)
     assert sum("flex" in n for n in notices) == 1

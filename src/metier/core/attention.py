@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metier.core import segments
 from metier.core.errors import UsageError
 from metier.core.sublayers import attentions
 
@@ -101,7 +102,7 @@ def _control(module: Any, where: str) -> Control:
     base = getattr(getattr(module, "config", None), "_attn_implementation", None) or "eager"
     if not hasattr(source, "ALL_ATTENTION_FUNCTIONS") or not hasattr(module, "config"):
         raise UsageError(f"{type(module).__name__} does not use transformers' attention interface", where=where)
-    if base not in ("eager", "sdpa"):
+    if base not in ("eager", "sdpa", segments.NAME):
         raise UsageError(f"attention {base} shows nobody its logits", where=where, hint="Use sdpa.")
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
     control = Control(base, module.config)

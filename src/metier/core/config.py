@@ -86,8 +86,8 @@ class Train(Strict):
     seed: Index = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     """``bf16`` computes in bfloat16 by autocast; weights and optimizer state stay in fp32."""
-    attention: Literal["auto", "sdpa", "flex", "eager"] = "auto"
-    """How attention is computed. ``auto`` is ``flex`` on CUDA when several sequences share a row, and ``sdpa`` elsewhere."""
+    attention: Literal["auto", "sdpa", "segments", "flex", "eager"] = "auto"
+    """How attention is computed. Where several sequences share a row, ``auto`` is ``flex`` on CUDA and ``segments`` elsewhere."""
     gradient_checkpointing: bool = False
     device: str = "auto"
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"

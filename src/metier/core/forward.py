@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metier.core import models
+from metier.core import models, segments
 from metier.core.errors import UsageError
 from metier.core.layout import Layout
 
@@ -69,7 +69,7 @@ def takes_groups(model: Any) -> str | None:
         return "its sliding-window layers are of unknown width"
     if local := _local(config):
         return f"its {local} counts along the row"
-    return None if kind in ("sdpa", "eager", FLEX) else f"attention {kind} takes no such mask"
+    return None if kind in ("sdpa", "eager", FLEX, segments.NAME) else f"attention {kind} takes no such mask"
 
 
 def is_causal(model: Any) -> bool:
@@ -106,6 +106,8 @@ def _mask(model: Any, layout: Layout, window: int | None) -> Any:
     if window is not None:  # the distance counts in the sequence and not in the row
         visible = visible & (layout.position_ids.unsqueeze(2) - layout.position_ids.unsqueeze(1) < window)
     visible = visible.unsqueeze(1)
+    if kind == segments.NAME:
+        return segments.attach(visible, layout, window)
     if kind == "sdpa":
         return visible
     floating = next(p.dtype for p in model.parameters() if p.is_floating_point())

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metier.core import models
+from metier.core import models, segments
 from metier.core.errors import UsageError
 from metier.core.forward import FLEX, hidden_states, takes_groups
 from metier.core.layout import Layout
 from metier.core.scores import evaluating
 
-NAMES = {"sdpa": "sdpa", "flex": FLEX, "eager": "eager"}
+NAMES = {"sdpa": "sdpa", "flex": FLEX, "eager": "eager", "segments": segments.NAME}
 CLOSE = 0.05
 """Largest difference between two implementations, relative to the size of what they compute; bfloat16 needs 0.01 of it."""
 
@@ -23,16 +23,21 @@ def choose(
 ) -> None:
     """Set the model's attention as ``train.attention`` says; the model is on its device.
 
-    ``auto`` leaves what the model was loaded with, except on CUDA for ``grouped`` rows that nothing has ``watched``: there
-    flex attention is tried, forward and backward, and kept when it computes the same. Raises ``UsageError`` when a named
-    implementation cannot be set.
+    ``auto`` leaves what the model was loaded with, except for ``grouped`` rows that nothing has ``watched``: on CUDA flex
+    attention is tried, forward and backward, and kept when it computes the same; elsewhere SDPA is called by segments
+    where that pays. Raises ``UsageError`` when a named implementation cannot be set.
     """
     if wanted == "flex" and not on_cuda(model):
         notice(f"flex attention has no backward pass on this device: {model.config._attn_implementation} is used")
     elif wanted != "auto":
         if why := _set(model, NAMES[wanted]):
             raise UsageError(f"{model.config.model_type} cannot use {wanted} attention: {why}", where="train.attention")
-    elif grouped and not watched and on_cuda(model) and takes_groups(model) is None:
+    elif not grouped or watched or takes_groups(model) is not None:
+        return
+    elif not on_cuda(model):
+        if model.config._attn_implementation == "sdpa":
+            _set(model, segments.NAME)
+    else:
         before = model.config._attn_implementation
         if why := _set(model, FLEX) or _tried(model, before):
             _set(model, before)
@@ -55,6 +60,7 @@ def _set(model: Any, name: str) -> str | None:
     """Set it; when that fails, why."""
     if name == FLEX and (rate := _dropout(model.config)):
         return f"it has no dropout of attention weights, and the model asks for {rate:g}"
+    segments.register()
     try:
         model.set_attn_implementation(name)
     except (ValueError, ImportError, AttributeError) as e:
