@@ -8,18 +8,16 @@ as long as four answers cost.
     python benchmarks/preference.py [--json] [--steps 4] [--only lora cached full] [--lists]
 """
 
-import argparse
 import json
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-BATCH, RANK, SKIPPED = 4, 16, 1
+import _sides
+from _sides import MODEL, RANK, SKIPPED
+
+BATCH = 4
 PROMPT, ANSWER = 160, 60
-MODEL = "smollm2-135m-instruct"
 WAYS = ("lora", "cached", "full")
 
 
@@ -49,39 +47,23 @@ def as_chat(row: list[str]) -> dict:
 
 def trl_trainer(rows: list[dict], steps: int, out: str, way: str):
     from datasets import Dataset
-    from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer
 
     from metier.core import models
 
     bundle = models.load(MODEL)
-    config = DPOConfig(
-        output_dir=out, per_device_train_batch_size=BATCH, max_steps=steps, learning_rate=1e-5, report_to=[], save_strategy="no",
-        logging_steps=1, bf16=False, gradient_checkpointing=False, use_cpu=True, max_length=None, disable_tqdm=True, seed=0,
-        beta=0.1, precompute_ref_log_probs=way == "cached",
-    )  # fmt: skip
-    lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = DPOConfig(**_sides.settings(out, BATCH, steps, 1e-5), beta=0.1, precompute_ref_log_probs=way == "cached")
     frozen = models.load(MODEL).model if way == "full" else None  # else it looks for the model's name on the hub
     return DPOTrainer(
         model=bundle.model, ref_model=frozen, args=config, train_dataset=Dataset.from_list(rows), processing_class=bundle.tokenizer,
-        peft_config=None if way == "full" else lora,
+        peft_config=None if way == "full" else _sides.lora(),
     )  # fmt: skip
 
 
 def run_trl(steps: int, way: str) -> dict:
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        times: list[float] = []
-
-        def on_step_end(self, *args, **kwargs):
-            self.times.append(time.perf_counter())
-
     with tempfile.TemporaryDirectory() as out:
         trainer = trl_trainer([as_chat(r) for r in pairs(BATCH * steps)], steps, out, way)
-        trainer.add_callback(Clock)
-        trainer.train()
-    return summary(Clock.times)
+        return summary(_sides.train(trainer))
 
 
 def metier_run(path: Path, steps: int, way: str, objective: str = "dpo") -> dict:
@@ -122,9 +104,7 @@ def run_lists(steps: int, way: str) -> dict:
 
 def summary(times: list[float]) -> dict:
     """Pairs (or prompts) a second after the first steps, and the peak memory of this process."""
-    seconds = times[-1] - times[SKIPPED - 1]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"per_second": BATCH * (len(times) - SKIPPED) / seconds, "peak_bytes": peak}
+    return {"per_second": BATCH * (len(times) - SKIPPED) / _sides.timed(times), "peak_bytes": _sides.peak_bytes()}
 
 
 def gradients(steps: int, way: str) -> dict:
@@ -133,34 +113,13 @@ def gradients(steps: int, way: str) -> dict:
     In training trl also teaches what the template puts after the end-of-turn token (here a newline); metier does not.
     """
     import numpy as np
-    import torch
-    from peft import get_peft_model_state_dict
 
-    from metier.core import part
-    from metier.core.adapt import attach
-    from metier.core.data.collate import collate
     from metier.core.data.encode import Item
-    from metier.core.lossmodule import LossModule
-    from metier.core.models import load
-    from metier.core.scores import reference_scorer
 
-    rows = [as_chat(r) for r in pairs(BATCH)]
     with tempfile.TemporaryDirectory() as out:
-        trainer = trl_trainer(rows, 1, out, "lora")
-        torch.manual_seed(1)
-        for name, p in trainer.model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(p, std=0.01)
-        start = {k.replace("base_model.model.", ""): v.clone() for k, v in get_peft_model_state_dict(trainer.model).items()}
-        trainer.model.eval()
+        trainer = trl_trainer([as_chat(r) for r in pairs(BATCH)], 1, out, "lora")
         batch = trainer.data_collator([trainer.train_dataset[i] for i in range(BATCH)])
-        trainer.compute_loss(trainer.model, batch).backward()
-        theirs = {
-            n.replace("base_model.model.", "").replace(".default", ""): p.grad
-            for n, p in trainer.model.named_parameters()
-            if p.requires_grad and p.grad is not None
-        }
-    bundle = load(MODEL)
+        start, theirs = _sides.trl_gradients(trainer, batch)
     items = []
     for i in range(BATCH):  # chosen rows stand before rejected ones
         real = [batch["attention_mask"][j].bool() for j in (i, BATCH + i)]
@@ -170,40 +129,25 @@ def gradients(steps: int, way: str) -> dict:
         items.append(
             Item(ids[0][~own[0]], np.zeros((~own[0]).sum(), bool), answers, tuple(np.ones(len(a), bool) for a in answers))
         )
-    attached = attach(bundle.model, part.build("adapter", {"lora": {"rank": RANK}}))
-    names = {f"{name}.{suffix}": getattr(a, own) for name, a in attached.adapters.items() for own, suffix in a.peft_names.items()}
-    with torch.no_grad():
-        for name, p in names.items():
-            p.copy_(start[name])
-    reference = reference_scorer(attached.model, attached.disabled)
-    total, units, _ = LossModule(attached.model, part.build("objective", "dpo"), reference)(collate(items, pad_id=0))
-    (total / units).backward()
-    return {"difference": max(((names[n].grad - g).norm() / g.norm()).item() for n, g in theirs.items())}
+    return {"difference": _sides.difference(start, theirs, items, "dpo")}
 
 
 SIDES = {"trl": run_trl, "metier": run_metier, "lists": run_lists, "gradients": gradients}
 
 
-def side(name: str, steps: int, way: str) -> dict:
-    command = [sys.executable, __file__, "--side", name, "--steps", str(steps), "--way", way]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--steps", type=int, default=4)
+    parser = _sides.parser(__doc__, 4, sorted(SIDES))
     parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--lists", action="store_true")
-    parser.add_argument("--side", choices=sorted(SIDES))
     parser.add_argument("--way", default="lora")
     given = parser.parse_args()
     if given.side:
         print(json.dumps(SIDES[given.side](given.steps, given.way)))
         return
+
+    def side(name: str, steps: int, way: str) -> dict:
+        return _sides.side(__file__, name, steps, "--way", way)
+
     found: dict = {"gradient_difference": side("gradients", 1, "lora")["difference"]}
     for way in given.only:
         trl, metier = (side(name, given.steps, way) for name in ("trl", "metier"))

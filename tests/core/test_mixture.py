@@ -7,25 +7,12 @@ adapter switched off for both, rows dropped in one of them only.
 import numpy as np
 import pytest
 import torch
+from random_models import prompts, sharp
 
 from metier.core import models, part
 from metier.core.adapt import attach
 from metier.core.errors import UsageError
 from metier.core.sample import Mixture, sample
-
-
-def sharp(name="lab/llama-50k", seed=3):
-    bundle = models.load(name, seed=seed)
-    with torch.no_grad():
-        for p in bundle.model.parameters():
-            p.mul_(2.5)
-    bundle.model.eval()
-    return bundle
-
-
-def prompts(*lengths, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.integers(5, 2000, n).astype(np.int32) for n in lengths]
 
 
 def logits(model, ids):

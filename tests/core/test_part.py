@@ -114,6 +114,13 @@ def test_third_party_part_is_found_and_duplicates_refused(tmp_path):
     assert f"two parts are called schedule/{taken}" in failed.stderr
 
 
+@pytest.mark.parametrize(("given", "needs"), [("typo", {"samples"}), ({"typo": {"lam": 0.0}}, set()), ("dpo", {"reference"})])
+def test_needs_are_the_instances_own_else_the_cards(given, needs):
+    """The options of typo decide; dpo is a function and has those of its card."""
+    assert part.build("objective", given).needs == needs
+    assert isinstance(part.build("objective", given).needs, frozenset)
+
+
 def test_path_is_the_name():
     for item in part.listing():
         assert Path(item.path).stem.replace("_", "-") == item.name or "site-packages" in item.path

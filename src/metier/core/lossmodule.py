@@ -50,7 +50,7 @@ class LossModule(nn.Module):
         self.model = model
         self.objective = objective
         self.reads = batch_type(objective.obj)
-        self.needs = frozenset(getattr(objective.obj, "needs", objective.card.needs))
+        self.needs = objective.needs
         self.reference = reference
         self._scores_again = scores_again(objective.obj)
         self._fresh = True

@@ -120,7 +120,7 @@ def merge(
     target = vacant(out)
     if not inputs:
         raise UsageError("nothing to merge")
-    if "base" in built.card.needs and base is None:
+    if "base" in built.needs and base is None:
         raise UsageError(f"{built.id} needs the base model", hint="Give it with --base.")
     sources = [open_input(i) for i in inputs]
     origin = None if base is None else open_input(base)

@@ -62,16 +62,10 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a part declares about itself."""
+class Named:
+    """Something with the id ``kind/name`` of a part."""
 
     id: str
-    paper: str
-    rows: tuple[int, ...] = ()
-    claim: Claim | None = None
-    needs: frozenset[str] = frozenset()
-    conflicts: Mapping[str, str] = field(default_factory=dict)
-    """Part id -> reason, for combinations that are refused before anything runs."""
 
     @property
     def kind(self) -> str:
@@ -82,6 +76,18 @@ class Card:
     def name(self) -> str:
         """The part behind the slash."""
         return self.id.split("/")[1]
+
+
+@dataclass(frozen=True)
+class Card(Named):
+    """What a part declares about itself."""
+
+    paper: str
+    rows: tuple[int, ...] = ()
+    claim: Claim | None = None
+    needs: frozenset[str] = frozenset()
+    conflicts: Mapping[str, str] = field(default_factory=dict)
+    """Part id -> reason, for combinations that are refused before anything runs."""
 
 
 def part(
@@ -122,10 +128,9 @@ def _check_signature(id: str, obj: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Listing:
+class Listing(Named):
     """One part as its source file shows it, read without importing it."""
 
-    id: str
     object: str
     """Name of the decorated class or function."""
     path: str
@@ -133,16 +138,6 @@ class Listing:
     summary: str
     paper: str
     rows: tuple[int, ...]
-
-    @property
-    def kind(self) -> str:
-        """The part before the slash."""
-        return self.id.split("/")[0]
-
-    @property
-    def name(self) -> str:
-        """The part behind the slash."""
-        return self.id.split("/")[1]
 
 
 @cache
@@ -278,6 +273,16 @@ class Built:
     card: Card
     obj: Any
     options: dict[str, Any]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the part cannot work without, out of ``NEEDS``: its own attribute where options decide, else the card's."""
+        return frozenset(getattr(self.obj, "needs", self.card.needs))
+
+    @property
+    def takes(self) -> tuple[type, ...] | None:
+        """The only types of examples that the part reads, where it says so by an attribute ``takes``."""
+        return getattr(self.obj.func if isinstance(self.obj, partial) else self.obj, "takes", None)
 
 
 def build(kind: str, ref: str | Mapping[str, Any], *, where: Callable[[str], str] | None = None) -> Built:

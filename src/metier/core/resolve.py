@@ -106,13 +106,9 @@ def resolve(run: Run, document: Document) -> Resolved:
         reads=batch_type(objective.built.obj),
         needs=frozenset(),
     )  # fmt: skip
-    needs = frozenset().union(*(_needs(b.built) for b in result.parts()))
+    needs = frozenset().union(*(b.built.needs for b in result.parts()))
     _check_together(result, needs)
     return Resolved(**{**result.__dict__, "needs": needs})
-
-
-def _needs(built: Built) -> frozenset[str]:
-    return frozenset(getattr(built.obj, "needs", built.card.needs))
 
 
 def _check_together(r: Resolved, needs: frozenset[str]) -> None:
@@ -122,11 +118,11 @@ def _check_together(r: Resolved, needs: frozenset[str]) -> None:
             if other in present:
                 raise UsageError(f"{b.built.id} and {other} cannot be combined: {reason}", where=r.document.name)
     if "adapter" in needs and r.adapter is None:
-        wanting = [b.built.id for b in r.parts() if "adapter" in _needs(b.built)]
+        wanting = [b.built.id for b in r.parts() if "adapter" in b.built.needs]
         raise UsageError(f"{', '.join(wanting)} needs an adapter", where=r.document.name, hint="For example: adapter: lora")
-    if "reference" not in _needs(r.objective.built):
+    if "reference" not in r.objective.built.needs:
         for b in r.hooks:
-            if "reference" in _needs(b.built):
+            if "reference" in b.built.needs:
                 raise UsageError(
                     f"{b.built.id} works on the reference model, which {r.objective.built.id} does not use",
                     where=r.document.where(("hooks",)),

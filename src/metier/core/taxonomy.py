@@ -235,7 +235,7 @@ def _case(built: Built) -> Case:
     if reads not in READS:
         what = reads.__name__ if reads else "no scores of its own"
         raise UsageError(f"{built.id} reads {what}: it does not learn from preferences", hint="See: metier list objective")
-    return Case(built, reads, frozenset(getattr(built.obj, "needs", built.card.needs)))
+    return Case(built, reads, built.needs)
 
 
 def _declared(built: Built) -> tuple[tuple[str, ...], dict[str, tuple[str, str]]]:

@@ -123,9 +123,10 @@ def _resolved(objective: Objective) -> tuple[Any, type, frozenset[str]]:
 
     if isinstance(objective, str | Mapping):
         objective = build("objective", objective)
-    obj = objective.obj if isinstance(objective, Built) else objective
-    needs = getattr(obj, "needs", objective.card.needs if isinstance(objective, Built) else ("reference",))
-    return obj, batch_type(partial(obj) if isfunction(obj) and not hasattr(obj, "reads") else obj), frozenset(needs)
+    if isinstance(objective, Built):
+        return objective.obj, batch_type(objective.obj), objective.needs
+    reads = batch_type(partial(objective) if isfunction(objective) and not hasattr(objective, "reads") else objective)
+    return objective, reads, frozenset(getattr(objective, "needs", ("reference",)))
 
 
 def _batch(reads: type, needs: frozenset[str], table: Tensor, bench: Bench, weights: Tensor) -> tuple[Batch, Tensor]:

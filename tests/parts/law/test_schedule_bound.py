@@ -6,6 +6,7 @@ off by one, warmup left out, a profile at the wrong steps.
 
 import numpy as np
 import pytest
+from convex_oracle import PUBLISHED, theorem
 
 from metier.core import laws, part
 from metier.core.clock import Clock
@@ -23,14 +24,6 @@ def law(**options):
 def shape(ref, steps, warmup=0.0):
     at = Schedule(part.build("schedule", ref), warmup=warmup).at
     return np.array([at(Clock(s, steps)) for s in range(steps)])
-
-
-def theorem(eta, g, d):
-    eta, g = np.asarray(eta, float), np.broadcast_to(g, np.shape(eta))
-    total = d**2 / (2 * eta.sum()) + (eta**2 * g**2).sum() / (2 * eta.sum())
-    for k in range(len(eta) - 1):
-        total += eta[k] / (2 * eta[k + 1 :].sum()) * (eta[k:] ** 2 * g[k:] ** 2).sum() / eta[k:].sum()
-    return total
 
 
 def table(c, d, norms, warmup=0.0):
@@ -92,12 +85,8 @@ def test_best_learning_rates():
 
 def test_published_final_losses():
     """124M, 50k steps, six cooldowns by three learning rates: one C, D and G for all."""
-    losses = {
-        0.1: (2.9849, 2.9825, 2.9954), 0.2: (2.9728, 2.9660, 2.9742), 0.4: (2.9659, 2.9548, 2.9579),
-        0.6: (2.9670, 2.9529, 2.9513), 0.8: (2.9743, 2.9550, 2.9523), 0.9: (2.9771, 2.9580, 2.9532),
-    }  # fmt: skip
-    refs = tuple({"wsd": {"decay": c, "shape": "linear"}} for c in losses)
-    rows = [(lr, i, y) for i, c in enumerate(losses, 1) for lr, y in zip((5e-4, 1e-3, 2e-3), losses[c], strict=True)]
+    refs = tuple({"wsd": {"decay": c, "shape": "linear"}} for c in PUBLISHED)
+    rows = [(lr, i, y) for i, c in enumerate(PUBLISHED, 1) for lr, y in zip((5e-4, 1e-3, 2e-3), PUBLISHED[c], strict=True)]
     lr, schedule, loss = (np.array(v, float) for v in zip(*rows, strict=True))
     full = np.full(18, 5000.0)
     found = laws.fit(

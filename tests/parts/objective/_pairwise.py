@@ -5,6 +5,7 @@ Letters: ``lw`` and ``ll`` sums of log-probabilities, ``aw`` and ``al`` token me
 """
 
 import contextlib
+import json
 from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
@@ -102,6 +103,22 @@ def sig(x):
 def softplus(x):
     """``-log σ(-x)``."""
     return np.logaddexp(0.0, x)
+
+
+def check_moments(name):
+    """Running moments are kept as JSON and moved by steps alone: not by evaluation, nor by a step of one pair."""
+    objective, resumed, fresh = (build(name) for _ in range(3))
+    objective.observe(pairs(1))
+    objective.observe(pairs(2))
+    kept = json.dumps(objective.state_dict())
+    resumed.load_state_dict(json.loads(kept))
+    np.testing.assert_array_equal(values(objective, pairs(3)), values(resumed, pairs(3)))
+    assert (values(objective, pairs(3)) != values(fresh, pairs(3))).any()
+    objective.observe(pairs(4, count=1))
+    assert json.dumps(objective.state_dict()) == kept
+    objective.observe(pairs(4))
+    resumed.observe(pairs(4))
+    assert objective.state_dict() == resumed.state_dict() != json.loads(kept)
 
 
 # --- trl -------------------------------------------------------------------------------------------------------

@@ -69,6 +69,12 @@ class Counting:
         self.count = state["count"]
 
 
+def test_examples_are_those_that_all_parts_read():
+    assert part.build("objective", {"combined": {"losses": ["pl-dpo", "sami"]}}).takes == part.load("sami", "objective").takes
+    assert part.build("objective", {"length-normalized": {"of": "sami"}}).takes == part.load("sami", "objective").takes
+    assert part.build("objective", {"combined": {"losses": ["dpo", "nll"]}}).takes is None
+
+
 def test_the_state_of_parts_is_kept():
     made, again = (build("combined", losses=["dpo", "nll"]) for _ in range(2))
     for o in (made, again):

@@ -5,28 +5,16 @@ Bugs it is meant to catch: α multiplied instead of divided, q and p exchanged, 
 
 import numpy as np
 import pytest
-import torch
+from _listwise import drawn, scored, softmax
+from _pairwise import build, of, values
 
-from metier.core import part
-from metier.core.batch import Lists, Pairs
 from metier.testing import check_part
 
-RNG = np.random.default_rng(8)
-LOGPS, REF = (-30 * RNG.random((3, 4)) for _ in range(2))
-SCORE = RNG.standard_normal((3, 4))
+LOGPS, REF, SCORE = drawn(8)
 
 
 def infonca(logps=LOGPS, ref=REF, score=SCORE, **options):
-    t = [torch.tensor(v, dtype=torch.float64) for v in (logps, ref, score)]
-    batch = Lists(t[0].requires_grad_(), t[0] * 0 + 5, t[2], torch.ones_like(t[0]).bool(), t[1])
-    loss, _ = part.build("objective", {"infonca": options}).obj(batch)
-    (slope,) = torch.autograd.grad(loss.sum(), t[0])
-    return loss.detach().numpy(), slope.numpy()
-
-
-def softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+    return scored("infonca", logps, score, ref, **options)[:2]
 
 
 def test_contract():
@@ -57,9 +45,8 @@ def test_optimum():
 
 def test_two_answers_and_a_sharp_label_are_dpo():
     loss, _ = infonca(LOGPS[:, :2], REF[:, :2], np.tile([0.0, 1.0], (3, 1)), beta=0.3)
-    t = [torch.tensor(v) for v in (LOGPS[:, 1], LOGPS[:, 0], REF[:, 1], REF[:, 0])]
-    dpo, _ = part.build("objective", {"dpo": {"beta": 0.3}}).obj(Pairs(t[0], t[1], t[0], t[1], t[2], t[3]))
-    np.testing.assert_allclose(loss, dpo.numpy(), rtol=1e-12)
+    pairs = of(LOGPS[:, 1], LOGPS[:, 0], rw=REF[:, 1], rl=REF[:, 0])
+    np.testing.assert_allclose(loss, values(build("dpo", beta=0.3), pairs), rtol=1e-12)
 
 
 def test_tied_best_answers_share_the_label():

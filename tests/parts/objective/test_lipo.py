@@ -6,23 +6,16 @@ log base 2 for the natural one, pairs counted twice.
 
 import numpy as np
 import pytest
-import torch
+from _listwise import drawn, scored
 
-from metier.core import part
-from metier.core.batch import Lists
 from metier.core.errors import UsageError
 from metier.testing import check_part
 
-RNG = np.random.default_rng(13)
-LOGPS, REF, SCORE = -30 * RNG.random((3, 4)), -30 * RNG.random((3, 4)), RNG.random((3, 4))
+LOGPS, REF, SCORE = drawn(13)
 
 
 def lipo(logps=LOGPS, ref=REF, score=SCORE, **options):
-    t = [torch.tensor(np.array(v, dtype=float)) for v in (logps, ref, score)]
-    batch = Lists(t[0].requires_grad_(), t[0] * 0 + 4, t[2], torch.ones_like(t[0]).bool(), t[1])
-    loss, metrics = part.build("objective", {"lipo": options}).obj(batch)
-    (slope,) = torch.autograd.grad(loss.sum(), t[0])
-    return loss.detach().numpy(), slope.numpy(), metrics
+    return scored("lipo", logps, score, ref, **options)
 
 
 def by_loops(reward, score, rank):

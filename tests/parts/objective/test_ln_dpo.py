@@ -43,3 +43,9 @@ def test_equal_lengths_are_dpo_with_beta_over_n():
 
 def test_as_trl():
     check_like_trl("ln-dpo", "sigmoid_norm", beta=5.0)
+
+
+def test_an_empty_answer_counts_as_one_token():
+    empty = torch.zeros(16, dtype=torch.float64)
+    b = replace(random_pairs(), chosen_len=empty, rejected_len=empty)
+    np.testing.assert_allclose(value("ln-dpo", b, beta=0.5), value("dpo", b, beta=0.5), rtol=1e-12)

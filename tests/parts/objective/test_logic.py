@@ -90,7 +90,7 @@ def test_any_code(code, reference):
 def test_links():
     rho = np.log(P / Q)
     cpo = {"given": "W or L", "facts": "W and L"}
-    np.testing.assert_allclose(values(logic(**cpo, link="squared", tau=0.25), B), (rho - 2) ** 2, rtol=1e-9)
+    np.testing.assert_allclose(values(logic(**cpo, link="squared", tau=0.25, beta=3.0), B), (rho - 2) ** 2, rtol=1e-9)
     np.testing.assert_allclose(values(logic(**cpo, link="margin", beta=0.4), B), np.maximum(0, 0.4 - rho), rtol=1e-9)
     np.testing.assert_allclose(values(logic(**cpo, beta=3.0), B), softplus(-3 * rho), rtol=1e-9)
     np.testing.assert_allclose(values(logic(**cpo, beta=3.0, nll_weight=0.2), B), softplus(-3 * rho) - 0.2 * A.aw, rtol=1e-9)

@@ -70,3 +70,9 @@ def test_ranges():
         npo(retain_weight=-1.0)
     with pytest.raises(UsageError, match="beta"):
         npo(beta=0.0)
+
+
+def test_as_the_authors_code():
+    """Recorded from ``compute_loss``, branch ``npo``, of licong-lin/negative-preference-optimization 9e5f646b, β 0.1; sums over tokens."""
+    loss, _, _ = npo(REF[:3] + np.array([-1.0, 2.5, 0.3]), REF[:3], np.array([False] * 3), beta=0.1)
+    np.testing.assert_allclose(loss, [12.88793320, 16.51878840, 14.16519353], atol=1e-7)

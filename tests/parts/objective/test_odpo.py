@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from _referenced import build, check_formula, nls, random_pairs, sig, value
+from _referenced import build, check_formula, nls, pairs, random_pairs, sig, value
 
 from metier.core.errors import UsageError
 from metier.testing import check_part
@@ -58,3 +58,14 @@ def test_scores_that_contradict_the_order_are_counted():
         build("odpo")(replace(random_pairs(), margin=margin))
     with pytest.raises(UsageError, match="in 2 of 16 pairs"):
         build("odpo", offset="linear")(replace(random_pairs(), margin=margin))
+
+
+def test_as_the_authors_code():
+    """Recorded from ``preference_loss`` of rycolab/odpo c4a01be9 with ``offset``: β 0.2, its default α, scores of both answers."""
+    gap = torch.tensor([2.0, 0.9, 3.5, 0.25]) - torch.tensor([0.5, 0.2, 0.0, -1.0])
+    policy, reference = (
+        ([-12.0, -30.5, -7.25, -21.0], [-15.0, -22.5, -9.5, -20.0]),
+        ([-13.0, -28.0, -8.0, -24.0], [-14.0, -25.0, -9.0, -19.5]),
+    )
+    expected = [0.69588347, 1.06567485, 1.31528233, 0.48287768]
+    np.testing.assert_allclose(value("odpo", pairs(*policy, *reference, margin=gap), beta=0.2), expected, atol=1e-7)

@@ -7,23 +7,16 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-import torch
+from _listwise import drawn, scored
+from _pairwise import build, of, values
 
-from metier.core import part
-from metier.core.batch import Lists, Pairs
 from metier.testing import check_part
 
-RNG = np.random.default_rng(7)
-LOGPS, REF = (-30 * RNG.random((3, 4)) for _ in range(2))
-SCORE = RNG.standard_normal((3, 4))
+LOGPS, REF, SCORE = drawn(7)
 
 
 def pl_dpo(logps=LOGPS, ref=REF, score=SCORE, **options):
-    t = [torch.tensor(v, dtype=torch.float64) for v in (logps, ref, score)]
-    batch = Lists(t[0].requires_grad_(), t[0] * 0 + 5, t[2], torch.ones_like(t[0]).bool(), t[1])
-    loss, metrics = part.build("objective", {"pl_dpo": options}).obj(batch)
-    (slope,) = torch.autograd.grad(loss.sum(), t[0])
-    return loss.detach().numpy(), slope.numpy(), metrics
+    return scored("pl-dpo", logps, score, ref, **options)
 
 
 def likelihood(weights, order):
@@ -72,9 +65,8 @@ def test_slopes_cancel():
 
 def test_two_answers_are_dpo():
     loss, slope, _ = pl_dpo(LOGPS[:, :2], REF[:, :2], np.tile([1.0, 0.0], (3, 1)), beta=0.3)
-    t = [torch.tensor(v) for v in (LOGPS[:, 0], LOGPS[:, 1], REF[:, 0], REF[:, 1])]
-    dpo, _ = part.build("objective", {"dpo": {"beta": 0.3}}).obj(Pairs(t[0], t[1], t[0], t[1], t[2], t[3]))
-    np.testing.assert_allclose(loss, dpo.numpy(), rtol=1e-12)
+    pairs = of(LOGPS[:, 0], LOGPS[:, 1], rw=REF[:, 0], rl=REF[:, 1])
+    np.testing.assert_allclose(loss, values(build("dpo", beta=0.3), pairs), rtol=1e-12)
     np.testing.assert_allclose(slope[:, 0], -slope[:, 1], rtol=1e-12)
 
 

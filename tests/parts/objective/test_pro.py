@@ -6,10 +6,8 @@ from the denominator, the fine-tuning term of another answer or with another wei
 
 import numpy as np
 import pytest
-import torch
+from _listwise import scored
 
-from metier.core import part
-from metier.core.batch import Lists
 from metier.core.errors import UsageError
 from metier.testing import check_part
 
@@ -18,11 +16,7 @@ LOGPS, LENGTH, SCORE = -30 * RNG.random((3, 4)), RNG.integers(2, 9, (3, 4)).asty
 
 
 def pro(logps=LOGPS, length=LENGTH, score=SCORE, **options):
-    t = [torch.tensor(np.array(v, dtype=float)) for v in (logps, length, score)]
-    batch = Lists(t[0].requires_grad_(), t[1], t[2], torch.ones_like(t[0]).bool())
-    loss, metrics = part.build("objective", {"pro": options}).obj(batch)
-    (slope,) = torch.autograd.grad(loss.sum(), t[0])
-    return loss.detach().numpy(), slope.numpy(), metrics
+    return scored("pro", logps, score, length=length, **options)
 
 
 def by_the_paper(logps, length, score, temperatures, weight=0.05, mean=False):
@@ -58,10 +52,8 @@ def test_two_answers():
 
 
 def test_plain_is_plackett_luce_on_token_means():
-    t = [torch.tensor(v) for v in (LOGPS / LENGTH, LENGTH, SCORE)]
-    batch = Lists(t[0], t[1], t[2], torch.ones_like(t[0]).bool(), t[0] * 0)
-    wanted, _ = part.build("objective", {"pl_dpo": {"beta": 1.0}}).obj(batch)
-    np.testing.assert_allclose(pro(temperatures=False, sft_weight=0.0)[0], wanted.numpy(), rtol=1e-12)
+    wanted, _, _ = scored("pl-dpo", LOGPS / LENGTH, SCORE, 0 * LOGPS, beta=1.0)
+    np.testing.assert_allclose(pro(temperatures=False, sft_weight=0.0)[0], wanted, rtol=1e-12)
 
 
 @pytest.mark.parametrize("temperatures", [True, False])

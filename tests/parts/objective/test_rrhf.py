@@ -5,10 +5,8 @@ Bugs it is meant to catch: pairs counted twice or in the wrong direction, sums f
 
 import numpy as np
 import pytest
-import torch
+from _listwise import scored
 
-from metier.core import part
-from metier.core.batch import Lists
 from metier.testing import check_part
 
 RNG = np.random.default_rng(12)
@@ -16,11 +14,7 @@ LOGPS, LENGTH, SCORE = -30 * RNG.random((3, 4)), RNG.integers(2, 9, (3, 4)).asty
 
 
 def rrhf(logps=LOGPS, length=LENGTH, score=SCORE, **options):
-    t = [torch.tensor(np.array(v, dtype=float)) for v in (logps, length, score)]
-    batch = Lists(t[0].requires_grad_(), t[1], t[2], torch.ones_like(t[0]).bool())
-    loss, metrics = part.build("objective", {"rrhf": options}).obj(batch)
-    (slope,) = torch.autograd.grad(loss.sum(), t[0])
-    return loss.detach().numpy(), slope.numpy(), metrics
+    return scored("rrhf", logps, score, length=length, **options)
 
 
 def test_contract():
@@ -58,3 +52,9 @@ def test_by_hand():
 
 def test_tied_best_answers_share_the_likelihood():
     assert rrhf([[-6.0, -2.0, -9.0]], [[2.0, 1.0, 1.0]], [[3.0, 3.0, 1.0]])[0].tolist() == [4.0]
+
+
+def test_as_the_authors_code():
+    """Recorded from ``rrhf_loss`` of GanjinZero/RRHF 026adca7 on three answers of 3, 2 and 4 tokens, with the best one's sum added."""
+    loss, _, _ = rrhf([[-3.5, -0.6, -6.0]], [[3.0, 2.0, 4.0]], [[0.7, -0.1, 0.3]])
+    assert loss[0] == pytest.approx(2.06666667 + 3.5, abs=1e-8)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from _referenced import build, check_formula, check_like_trl, random_pairs, sig, value
+from _referenced import build, check_formula, check_like_trl, pairs, random_pairs, sig, value
 
 from metier.core.errors import UsageError
 from metier.testing import check_part
@@ -59,3 +59,15 @@ def test_data_without_scores_are_refused():
 
 def test_as_trl():
     check_like_trl("sppo", "sppo_hard", options={"beta": 0.02}, beta=0.02)
+
+
+def test_as_the_authors_code():
+    """Recorded from ``sppo_loss`` of uclaml/SPPO with P 0.8 and 0.2, β 0.01; it halves the sum."""
+    policy, reference = (
+        ([-12.0, -30.5, -7.25, -21.0], [-15.0, -22.5, -9.5, -20.0]),
+        ([-13.0, -28.0, -8.0, -24.0], [-14.0, -25.0, -9.0, -19.5]),
+    )
+    b = pairs(*policy, *reference, margin=[np.log(4)] * 4)
+    np.testing.assert_allclose(
+        value("sppo", b, beta=0.01, preference="margin") / 2, [841.0, 1056.25, 862.90625, 799.625], rtol=1e-9
+    )

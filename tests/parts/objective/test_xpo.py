@@ -54,3 +54,11 @@ def test_without_bonus_it_is_dpo():
     b = pairs(samples=1)
     np.testing.assert_allclose(values(build("xpo", alpha=0.0), b), values(build("dpo"), b), rtol=1e-12)
     np.testing.assert_allclose(values(build("xpo", alpha=0.0), at_reference(b)), np.log(2), rtol=1e-12)
+
+
+def test_samples_that_do_not_exist_are_left_out():
+    b = pairs(samples=3)
+    length = b.sampled_len.clone()
+    length[1, 2] = 0
+    bonus = build("xpo", alpha=0.3)(replace(b, sampled_len=length))[1]["bonus"][1].item()
+    assert bonus == pytest.approx(0.3 * b.sampled_logps[1, :2].mean().item())

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from metier.core import models, part
+from metier.core import models
 from metier.core.batch import Labels, Lists, Pairs, Rated, Rewards, Rollouts, Tokens
 from metier.core.config import Data
 from metier.core.context import derive_seed
@@ -25,7 +25,7 @@ from metier.core.engine import Engine
 from metier.core.errors import UsageError, unknown
 from metier.core.layout import Layout
 from metier.core.policy import Policy
-from metier.core.resolve import Bound, Resolved
+from metier.core.resolve import Resolved
 from metier.core.scores import Reference
 from metier.core.separate import why_apart
 
@@ -186,16 +186,16 @@ class OpenData:
 
     def _stream(self, encoder: Encoder, policy: Policy) -> Callable[[int, Callable[[], float]], Iterator[Item]]:
         assert self.resolved.source is not None
-        source = self.resolved.source.built.obj
+        built = self.resolved.source.built
         seed = self.resolved.run.train.seed
 
         def stream(epoch: int, progress: Callable[[], float]) -> Iterator[Item]:
             rng = np.random.default_rng(derive_seed(seed, "source", epoch))
-            if "policy" in _needs(self.resolved.source):
+            if "policy" in built.needs:
                 wanted = readable(self.resolved)
-                drawn = rounds.stream(source, self.train, policy, wanted, epoch=epoch, rng=rng, notice=self.notice)
+                drawn = rounds.stream(built.obj, self.train, policy, wanted, epoch=epoch, rng=rng, notice=self.notice)
             else:
-                drawn = source.stream(self.train, epoch=epoch, rng=rng, progress=progress)
+                drawn = built.obj.stream(self.train, epoch=epoch, rng=rng, progress=progress)
             if self.settings.chunk:
                 return iter(chunks(encoder, drawn, encoder.max_length))
             items = (item for item in map(encoder, drawn) if item is not None)
@@ -283,7 +283,7 @@ def _convert(rows: Rows, resolved: Resolved, notice: Notice, key: str) -> list[A
     found: list[Any] = examples(rows, data.format, notice=notice, drop=data.on_bad == "drop")
     wanted = readable(resolved)
     if key == "train" and resolved.source is not None:
-        wanted = getattr(resolved.source.built.obj, "takes", wanted)
+        wanted = resolved.source.built.takes or wanted
     if not isinstance(found[0], wanted) and (derived := derive(found, wanted)):
         found, sentence = derived
         notice(f"{rows.name}: {sentence}")
@@ -306,11 +306,7 @@ def _convert(rows: Rows, resolved: Resolved, notice: Notice, key: str) -> list[A
 
 def readable(resolved: Resolved) -> tuple[type, ...]:
     """Types of examples that the run's objective learns from: its ``takes``, else all that give its batch type."""
-    return getattr(part.load(resolved.objective.built.id), "takes", READS[resolved.reads])
-
-
-def _needs(source: Bound | None) -> frozenset[str]:
-    return frozenset() if source is None else frozenset(getattr(source.built.obj, "needs", source.built.card.needs))
+    return resolved.objective.built.takes or READS[resolved.reads]
 
 
 def _check_samples(found: list[Any], objective: str) -> None:

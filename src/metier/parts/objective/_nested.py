@@ -29,7 +29,7 @@ class Nested:
         if scores_again(self.obj):
             raise UsageError(f"{self.id} scores the model by itself and cannot stand inside another objective", where=self.place)
         self.reads = batch_type(self.obj)
-        self.needs: frozenset[str] = frozenset(getattr(self.obj, "needs", built.card.needs))
+        self.needs, self.takes = built.needs, built.takes
         if reads is not None and self.reads not in reads:
             expected = " or ".join(r.__name__ for r in reads)
             raise UsageError(f"{self.id} reads {self.reads.__name__}, but {owner} changes {expected}", where=self.place)
@@ -94,6 +94,12 @@ class Outer:
         self._progress = value
         for inner in self.parts.values():
             inner.advance(value)
+
+    @property
+    def takes(self) -> tuple[type, ...] | None:
+        """Types of examples that every inner objective reads; ``None`` where none is particular."""
+        said = [p.takes for p in self.parts.values() if p.takes is not None]
+        return tuple(t for t in said[0] if all(t in other for other in said)) if said else None
 
     def _seen(self, b: Any) -> Any:
         """The batch as the inner objectives see it."""

@@ -26,8 +26,13 @@ class LabelSmoothing(Wrapper):
 
     ``rate`` ε is the share of labels thought to be flipped. With ``unbiased`` it is
     ``[(1-ε) L(y_w, y_l) - ε L(y_l, y_w)] / (1-2ε)`` instead: over flips with rate ε its expectation is the loss on clean labels,
-    at the price of having no lower bound. Around ``dpo`` these are ``cdpo`` and ``robust-dpo``. Exchanged answers have the
-    opposite score margin, so ``odpo``, whose gap must be positive, is refused. Metrics are those of the labels as given.
+    at the price of having no lower bound. Around ``dpo`` these are ``cdpo`` and ``robust-dpo``. A margin that the loss asks for
+    itself (γ of ``simpo``) is asked of the exchanged answers too; trl turns the sign of the whole argument, γ included.
+    Exchanged answers have the opposite score margin, so ``odpo``, whose gap must be positive, is refused.
+
+    Meant for losses of single pairs, as the expectation is. One that mixes the pairs of a step sees all labels exchanged at
+    once, and running means stay those of the labels as given, by which exchanged pairs look unlike all others (``alpha-dpo``,
+    ``beta-dpo``, ``spa``). Metrics are those of the labels as given.
     """
 
     tags = ("data/quality/noise",)

@@ -19,8 +19,8 @@ def npo(b: Rated, *, beta: Positive = 0.1, retain_weight: NonNegative = 0.0) -> 
 
     The gradient is that of ascent on the negative log-likelihood times ``2σ(βD)``: 1 at the start, fading as the answer
     becomes unlikely; ``β → 0`` is plain gradient ascent. Desirable answers are the data to keep: they add
-    ``retain_weight`` times their mean negative log-likelihood per token (the paper's retain loss), by default nothing. As
-    remembered from the paper.
+    ``retain_weight`` times their mean negative log-likelihood per token (the paper's retain loss), by default nothing. The
+    forgetting term is that of the authors' code.
     """
     ratio = log_ratio(b)
     forget = (2 / beta) * F.softplus(beta * ratio)

@@ -20,7 +20,7 @@ def odpo(
 
     The margin that a pair must reach grows with the gap of its scores. ``log`` is the paper's choice: gaps below 1 then
     *lower* the demand, so the scale of the scores matters. ``alpha`` 0 is ``objective/dpo``; ``linear`` is ``with-margin``
-    around ``dpo`` with ``scale = alpha/beta``. Constants as remembered. Metrics: rewards ``β Δ`` and the offset.
+    around ``dpo`` with ``scale = alpha/beta``. As in the authors' code, where α is 1 too. Metrics: rewards ``β Δ``, ``offset``.
 
     Raises ``UsageError`` when the data have no scores, and when the scores of some pairs contradict their order (or tie, for
     ``log``): any number put in their place would be a guess, and log 0 would demand nothing of them.

@@ -44,7 +44,7 @@ def gradient_coefficients(
     built = build("objective", objective)
     if scores_again(built.obj) or batch_type(built.obj) is not Pairs:
         raise UsageError(f"{built.id} does not read scored pairs: it has no such coefficients", where="objective")
-    needs = frozenset(getattr(built.obj, "needs", built.card.needs))
+    needs = built.needs
     if nearest >= farthest:
         raise UsageError(f"nearest = {nearest} must be below farthest = {farthest}", where="nearest")
 
