@@ -4,6 +4,7 @@ it."""
 import itertools
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from metier.core import models, part
-from metier.core.batch import Pairs, Tokens
+from metier.core.batch import Lists, Pairs, Tokens
+from metier.core.data.examples import Preference, Prompted, Ranked
 from metier.testing import decode, hook, law, model, objective, probe, reward, source
 
 SUITES = {s.__name__.rsplit(".")[-1]: s for s in (decode, hook, law, model, objective, probe, reward, source)}
@@ -75,6 +77,59 @@ def in_place(b: Pairs):
     loss = -F.logsigmoid(b.chosen_logps - b.rejected_logps)
     b.chosen_len.mul_(2)
     return loss
+
+
+@bad("objective", "order of the batch", needs=("tokens", "reference"))
+def answer_of_another_list(b: Lists):
+    sums = torch.zeros_like(b.logps).flatten().index_add(0, b.tokens.sequence, b.tokens.logps - b.tokens.ref_logps)
+    return -(sums.view_as(b.logps).roll(1, 0) * b.score).sum(1)
+
+
+class Counted:
+    """An objective with a state, right but for what its children do."""
+
+    reads = Pairs
+
+    def __init__(self):
+        self.mean = 0.0
+
+    def __call__(self, b: Pairs):
+        return -F.logsigmoid(b.chosen_logps - b.rejected_logps - self.mean)
+
+    def observe(self, b: Pairs):
+        self.mean = float((b.chosen_logps - b.rejected_logps).detach().mean())
+
+    def state_dict(self):
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state):
+        self.mean = state["mean"]
+
+
+@bad("objective", "outside of observe", needs=("batch",))
+class LearnsWhenCalled(Counted):
+    calls = 0
+
+    def __call__(self, b: Pairs):
+        self.calls += 1
+        return super().__call__(b)
+
+    def state_dict(self):
+        return {"mean": self.mean, "calls": self.calls}
+
+
+@bad("objective", "missing in state_dict", needs=("batch",))
+class ForgetsItsMean(Counted):
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state): ...
+
+
+@bad("objective", "not plain JSON", needs=("batch",))
+class KeepsTensors(Counted):
+    def state_dict(self):
+        return {"mean": torch.tensor(self.mean)}
 
 
 # --- hooks -----------------------------------------------------------------------------------------------
@@ -160,6 +215,144 @@ class Consumes:
     def stream(self, inputs, *, epoch, rng, progress):
         for rows in inputs.values():
             yield rows.pop()
+
+
+@bad("source", "changed its inputs")
+class WritesIntoRows:
+    def stream(self, inputs, *, epoch, rng, progress):
+        for rows in inputs.values():
+            for i in rng.permutation(len(rows)):
+                rows[i].meta["seen"] = True
+                yield rows[i]
+
+
+@bad("source", "every seed gives the same")
+class DrawsForNothing:
+    def stream(self, inputs, *, epoch, rng, progress):
+        for rows in inputs.values():
+            rng.permutation(len(rows))
+            yield from rows
+
+
+@bad("source", "what was read before")
+class GoesOnWhereItStopped:
+    def __init__(self):
+        self.at = 0
+
+    def stream(self, inputs, *, epoch, rng, progress):
+        found = [e for rows in inputs.values() for e in rows]
+        for _ in range(5):
+            self.at += 1
+            yield found[self.at % len(found)]
+
+
+@bad("source", "no example")
+class GivesRows:
+    def stream(self, inputs, *, epoch, rng, progress):
+        for rows in inputs.values():
+            yield from (SimpleNamespace(id=r.id) for r in rows)
+
+
+@bad("source", "cannot be used")
+class EqualAnswers:
+    takes = (Preference,)
+
+    def stream(self, inputs, *, epoch, rng, progress):
+        for rows in inputs.values():
+            yield from (replace(r, rejected=r.chosen) for r in rows)
+
+
+@bad("source", "says that it takes Ranked")
+class SaysTooMuch:
+    takes = (Preference, Ranked)
+
+    def stream(self, inputs, *, epoch, rng, progress):
+        for rows in inputs.values():
+            yield from (r for r in rows if isinstance(r, Preference))
+
+
+class Answers:
+    """A source of rounds, right but for what its children do."""
+
+    takes = (Prompted,)
+
+    def round(self, inputs, *, policy, round, rng):
+        asked = [e for rows in inputs.values() for e in rows][:4]
+        seed = int(rng.integers(2**31))
+        drawn = policy.sample([e.prompt for e in asked], 2, max_new_tokens=8, seed=seed)
+        return [self.made(e, *(a.text for a in own)) for e, own in zip(asked, drawn, strict=True)]
+
+    def made(self, e, first, second):
+        return Preference(e.prompt, first, second, meta=e.meta)
+
+
+@bad("source", "which types of examples it reads", needs=("policy",))
+class SaysNothing(Answers):
+    takes = ()
+
+
+@bad("source", "depend on more than rng", needs=("policy",))
+class OwnSeeds(Answers):
+    def round(self, inputs, *, policy, round, rng):
+        return super().round(inputs, policy=policy, round=round, rng=np.random.default_rng())
+
+
+@bad("source", "every seed gives the same", needs=("policy",))
+class OneSeed(Answers):
+    def round(self, inputs, *, policy, round, rng):
+        rng.random()
+        return super().round(inputs, policy=policy, round=round, rng=np.random.default_rng(round))
+
+
+@bad("source", "resumed run makes other rounds", needs=("policy",))
+class RemembersRounds(Answers):
+    def __init__(self):
+        self.kept = []
+
+    def round(self, inputs, *, policy, round, rng):
+        self.kept += super().round(inputs, policy=policy, round=round, rng=rng)
+        return list(self.kept)
+
+
+@bad("source", "torch's global generator", needs=("policy",))
+class GlobalSeed(Answers):
+    def round(self, inputs, *, policy, round, rng):
+        torch.manual_seed(int(rng.integers(99)))
+        return super().round(inputs, policy=policy, round=round, rng=rng)
+
+
+@bad("source", "changes the weights", needs=("policy",))
+class TrainsMeanwhile(Answers):
+    def round(self, inputs, *, policy, round, rng):
+        made = super().round(inputs, policy=policy, round=round, rng=rng)
+        with torch.no_grad():
+            policy.bundle.model.lm_head.weight[-1].add_(1e-6)  # of a word that hardly comes up
+        return made
+
+
+@bad("source", "in another mode", needs=("policy",))
+class LeavesItInEvaluation(Answers):
+    def round(self, inputs, *, policy, round, rng):
+        policy.bundle.model.eval()
+        return super().round(inputs, policy=policy, round=round, rng=rng)
+
+
+@bad("source", "cannot be written down as JSON", needs=("policy",))
+class NumpyInRows(Answers):
+    def made(self, e, first, second):
+        return Preference(e.prompt, first, second, meta={**e.meta, "length": np.int64(len(first))})
+
+
+@bad("source", "what its row said", needs=("policy",))
+class DropsTheRow(Answers):
+    def made(self, e, first, second):
+        return Preference(e.prompt, first, second)
+
+
+@bad("source", "makes nothing of it", needs=("policy",))
+class OneAnswerOnly(Answers):
+    def made(self, e, first, second):
+        return Preference(e.prompt, first, first, meta=e.meta)  # the core leaves such pairs out
 
 
 # --- models, decoding, rewards, probes, laws -------------------------------------------------------------

@@ -134,6 +134,55 @@ def test_a_model_is_not_compared_with_itself(tmp_path):
     assert found["loss"] != pytest.approx(math.log(2), abs=1e-4)
 
 
+@pytest.fixture
+def tuned(tmp_path):
+    """A run on pairs that has moved, with an adapter and without."""
+    rows = [{"prompt": f"say {i}", "chosen": "a b c " * (1 + i % 2), "rejected": f"x {i}"} for i in range(20)]
+    run = {
+        "model": "lab/llama-50k", "objective": {"dpo": {"beta": 0.2}}, "optimizer": {"adamw": {"lr": 3e-2}},
+        "data": {"train": write(tmp_path / "pairs.jsonl", rows), "eval_fraction": 0.3}, "train": {"steps": 5, "batch": 7},
+    }  # fmt: skip
+
+    def made(adapter):
+        train({**run, **({"adapter": "lora"} if adapter else {})}, out=tmp_path / "run", quiet=True)
+        return tmp_path / "run"
+
+    return made
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_pairs_and_answers_of_a_run(tmp_path, tuned, adapter):
+    """The objective's margin is that of its rewards, in β nats; the win rate is against the answers of the start."""
+    from metier.core.evaluate import Generate
+    from metier.core.sample import sample
+    from metier.core.trained import encode_prompt, open_run
+
+    folder = tuned(adapter)
+    found = evaluate(folder, generate=Generate({"length": {"unit": "characters"}}, prompts=4, answers=3, max_new_tokens=8))
+    assert found["margin"] == pytest.approx(found["chosen_reward"] - found["rejected_reward"], abs=1e-5)
+    assert found["pair margin"] == pytest.approx(found["margin"] / 0.2, rel=1e-4)
+    assert found["answer kl"] > 0.01
+    now, start = open_run(folder).bundle, models.load("lab/llama-50k", seed=0)
+    prompts = [r["prompt"] for r in map(json.loads, (tmp_path / "pairs.jsonl").read_text().splitlines())]
+    ids = {p: encode_prompt(now.tokenizer, p)[0].numpy() for p in prompts}
+
+    def lengths(bundle, chosen):
+        rows = sample(bundle.model, bundle.tokenizer, [ids[p] for p in chosen], number=3, max_new_tokens=8, seed=0)
+        return [[len(a.text) for a in row] for row in rows]
+
+    from metier.core import config
+    from metier.core.session import open_session
+
+    run, document = config.load(json.loads((folder / "run.json").read_text())["run"], [])
+    with open_session(run, document, tmp_path / "aside", quiet=True, handle_signals=False) as session:
+        held = [e.prompt for e in session.held_out][:4]
+    mine, theirs = lengths(now, held), lengths(start, held)
+    wins = [(a > b) + 0.5 * (a == b) for own, other in zip(mine, theirs, strict=True) for a in own for b in other]
+    assert found["answer win rate"] == pytest.approx(sum(wins) / len(wins))
+    assert found["answer reward"] == pytest.approx(sum(map(sum, mine)) / 12)
+    assert mine != theirs
+
+
 def test_what_cannot_be_evaluated_is_refused(tmp_path):
     trained(tmp_path / "run")
     for folder in (tmp_path / "run" / "checkpoints").iterdir():

@@ -141,7 +141,7 @@ def test_auxiliary_losses_reach_the_gradient_and_the_metrics(tmp_path, micro):
 
 
 def test_auxiliary_losses_stay_out_of_the_held_out_loss(tmp_path):
-    """Through the loop's own evaluation, which switches the model and not what wraps it."""
+    """Through the loop's own evaluation."""
     seen = {}
 
     def prepare(session):

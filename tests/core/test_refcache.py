@@ -100,6 +100,20 @@ def test_weights_that_changed_are_noticed(tmp_path):
         with_reference(items(), MODEL, lambda some: [v + 0.5 for v in score(some)], folder=tmp_path / "c")
 
 
+@pytest.mark.parametrize("number", [1, 2, 256, 257, 512, 600])
+@pytest.mark.parametrize("end", [0, -1], ids=["first", "last"])
+def test_the_first_and_the_last_example_are_computed_again(tmp_path, number, end):
+    """Also when the last block is full, and when all examples are in one block."""
+    made = items(number)
+    with_reference(made, MODEL, score, folder=tmp_path / "c")
+
+    def changed(some):
+        return [v + 0.5 if i.id == made[end].id else v for i, v in zip(some, score(some), strict=True)]
+
+    with pytest.raises(UsageError, match=f"{made[end].id}, "):
+        with_reference(made, MODEL, changed, folder=tmp_path / "c")
+
+
 @pytest.mark.parametrize("objective", ["dpo", "ld-dpo", "kto", "pl-dpo"])
 def test_training_is_the_same(tmp_path, objective, monkeypatch):
     monkeypatch.setenv("METIER_CACHE", str(tmp_path / "cache"))

@@ -7,6 +7,7 @@ temperature applied twice, top-p without the token that crosses it.
 import numpy as np
 import pytest
 import torch
+from random_models import prompts, sharp
 from scipy import stats
 
 from metier.core import models
@@ -14,21 +15,6 @@ from metier.core.errors import UsageError
 from metier.core.sample import end_tokens, sample
 
 FAMILIES = ("lab/llama-50k", "lab/gpt2-1m", "lab/qwen2-1m", "lab/gemma-1m")
-
-
-def sharp(name):
-    """A random model whose distributions are far from uniform."""
-    bundle = models.load(name, seed=3)
-    with torch.no_grad():
-        for p in bundle.model.parameters():
-            p.mul_(2.5)
-    bundle.model.eval()
-    return bundle
-
-
-def prompts(*lengths, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.integers(5, 2000, n).astype(np.int32) for n in lengths]
 
 
 def same(a, b):
@@ -111,7 +97,7 @@ def test_answers_do_not_depend_on_the_split(name):
 
 
 def test_an_answer_stops_at_its_end_token():
-    b = sharp("lab/llama-50k")
+    b = sharp()
     asked = prompts(4, 6, 6)
     free = sample(b.model, b.tokenizer, asked, number=8, max_new_tokens=12, seed=1, end_ids=[2])
     ends = sorted({int(a.ids[4]) for r in free for a in r})[:6]  # tokens that surely occur
@@ -168,7 +154,7 @@ def test_the_smallest_set_holds_the_token_that_crosses_it():
     u = torch.arange(100, dtype=torch.float64) / 100
     shares = [float(_Drawer(1.0, p, 1, 0, ())._draw(z, u).double().mean()) for p in (0.5, 0.6, 0.7, 1.0)]
     assert shares == pytest.approx([1.0, 1.0, 0.6, 0.6])
-    b = sharp("lab/llama-50k")
+    b = sharp()
     greedy, narrow = (
         sample(b.model, b.tokenizer, prompts(3, 5), number=1, max_new_tokens=6, **o)
         for o in ({"temperature": 0}, {"top_p": 1e-9})

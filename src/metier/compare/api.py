@@ -40,6 +40,7 @@ def compare(
     ready = design if isinstance(design, Design) else prepare(design)
     folder = Path(out or ready.out or Path("comparisons") / (ready.name or "comparison"))
     with _Progress(designs.jobs_count(ready), quiet) as progress:
+        progress.say(designs.budget_line(ready))
         return run(ready, report=progress, on_ray=on_ray, folder=folder), folder
 
 
@@ -69,8 +70,10 @@ class _Progress:
     def __call__(self, job: Job, result: RunResult, done: int, total: int) -> None:
         value = f"{result.metric:.4f}" if result.metric is not None else result.status
         tuned = "".join(f"  {k}={v:g}" for k, v in job.options.items())
-        self.bar.update(self.task, completed=done, description=f"{job.label}")
+        self.bar.update(self.task, completed=done, total=total, description=f"{job.label}")
+        self.say(f"{done:3d}/{total}  {job.label:<24} {job.metric} {value}{tuned}  {result.seconds:.1f} s")
+
+    def say(self, line: str) -> None:
+        """One line above the bar."""
         if not self.quiet:
-            self.console.print(
-                f"{done:3d}/{total}  {job.label:<24} {job.metric} {value}{tuned}  {result.seconds:.1f} s", highlight=False
-            )
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,12 +1,12 @@
 """A comparison's design: arms that differ in one named factor, an equal budget, equal tuning, paired seeds."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
+from metier.compare import text
 from metier.core import config, part
 from metier.core.config import Strict
 from metier.core.errors import UsageError, unknown
@@ -25,6 +25,8 @@ class Tune(Strict):
     """Multiples of the arm's own value of the option; their number is the number of trials, the same for every arm."""
     fraction: Positive = 1.0
     """Length of a trial relative to a final run."""
+    widen: NonNegativeInt = 0
+    """Most further values of an arm, beyond the end of the grid at which its best value lies, by the grid's own factor."""
 
 
 class Design(Strict):
@@ -80,6 +82,8 @@ def _check(design: Design, document: Document) -> None:
         raise UsageError("a comparison needs at least two arms", where=document.where(("arms",)))
     if len(design.budget) > 1:
         raise UsageError("budget takes one of tokens, flops, seconds", where=document.where(("budget",)))
+    if design.tune and design.tune.widen and len(set(design.tune.factors)) < 2:
+        raise UsageError("tune.widen needs at least two different factors", where=document.where(("tune",)))
     if (design.base is None) == (design.run is None):
         raise UsageError("give either base: RUN.yaml or run: {…}", where=document.where(()))
     for arm, overrides in design.arms.items():
@@ -187,10 +191,9 @@ def _fits(item: part.Listing) -> bool:
     if any(o.required for o in part.options(obj).values()):
         return False
     built = part.build("objective", item.name)
-    needs = frozenset(getattr(built.obj, "needs", built.card.needs))
     if getattr(obj, "traits", {}).get("policy", ("off",))[0] == "on":
         return False
-    return batch_type(built.obj) in (Pairs, Rated, Lists) and not needs & {"samples"} and not hasattr(obj, "takes")
+    return batch_type(built.obj) in (Pairs, Rated, Lists) and "samples" not in built.needs and not hasattr(obj, "takes")
 
 
 LAB_REWARD = {"python": {"function": "metier.lab.judges:quality"}}
@@ -235,7 +238,7 @@ METRICS: dict[str, dict[str, Any]] = {
 LISTS = {"hooks": "hook", "transform": "model"}
 """Keys of a run file that list parts, and the kind of these."""
 LAB_TUNE: dict[str, dict[str, Any]] = {
-    "objective": {"factors": [0.3, 1.0, 3.0], "fraction": 0.5},
+    "objective": {"factors": [0.3, 1.0, 3.0], "fraction": 0.5, "widen": 4},
     "optimizer": {"factors": [0.3, 1.0, 3.0, 10.0, 30.0, 100.0]},  # default rates are meant for larger models than the lab's
     "hook": {"factors": [0.3, 1.0, 3.0]},
 }
@@ -252,6 +255,8 @@ def grid(design: Design, arm: str, document: Document) -> list[float]:
     start = get_option(document, design.tune.option)
     if not isinstance(start, int | float):
         raise UsageError(f"arm {arm!r} does not set {design.tune.option}, so there is nothing to tune around")
+    if design.tune.widen and start <= 0:
+        raise UsageError(f"arm {arm!r} starts at {design.tune.option} {start:g}; tune.widen needs a positive value to go on from")
     return [float(f"{start * f:.6g}") for f in design.tune.factors]
 
 
@@ -283,6 +288,24 @@ def _own_lr(ref: Any) -> float:
 
 
 def jobs_count(design: Design) -> int:
-    """Number of runs of a comparison: trials and seeds of every arm."""
+    """Number of runs of a comparison, at least: trials and seeds of every arm."""
     trials = len(design.tune.factors) if design.tune else 0
-    return len(list(itertools.product(design.arms, range(trials + design.seeds))))
+    return len(design.arms) * (trials + design.seeds)
+
+
+def most_jobs(design: Design) -> int:
+    """Number of runs when every arm's search goes on to its cap."""
+    return jobs_count(design) + len(design.arms) * (design.tune.widen if design.tune else 0)
+
+
+def budget_line(design: Design) -> str:
+    """What a comparison is going to run, for people."""
+    arms, seeds = text.counted(len(design.arms), "arm"), text.counted(design.seeds, "seed")
+    least, most = jobs_count(design), most_jobs(design)
+    if not design.tune:
+        return f"{arms} with {seeds} each: {text.counted(least, 'run')}"
+    each = f"{arms} with {text.counted(len(design.tune.factors), 'trial')} and {seeds} each"
+    if least == most:
+        return f"{each}: {least} runs"
+    goes_on = f"at most {design.tune.widen} further for an arm whose best {design.tune.option} is at an edge"
+    return f"{each}, {goes_on}: {least} to {most} runs"

@@ -7,8 +7,8 @@ from statistics import median
 import numpy as np
 
 from metier.compare import stats, text
-from metier.compare.results import ComparisonResult, RunResult
-from metier.compare.table import metric_text
+from metier.compare.results import ComparisonResult, RunResult, Tuning
+from metier.compare.table import metric_text, searches
 
 COLUMNS = ("arm", "final", "tokens to target", "time to target", "time per step", "optimizer state")
 """Of comparisons by the loss of one objective; those that keep further metrics show these instead of a race to a target."""
@@ -32,6 +32,8 @@ class Place:
     """Bytes of optimizer state."""
     at_edge: bool
     """Whether the tuned value lies at the edge of what was tried."""
+    tried: str
+    """How many values the search tried, and their range."""
     also: dict[str, float | None]
     """Means of the further metrics over the seeds that have them."""
 
@@ -57,7 +59,8 @@ def also(result: ComparisonResult) -> list[str]:
 def columns(result: ComparisonResult) -> list[str]:
     """Heads of the table."""
     names = [n.replace("_", " ") for n in also(result)]
-    return ["arm", result.metric.replace("_", " "), *names, "time per step"] if names else list(COLUMNS)
+    heads: list[str] = ["arm", result.metric.replace("_", " "), *names, "time per step"] if names else list(COLUMNS)
+    return [*heads, "values tried"] if result.widen else heads
 
 
 def rows(result: ComparisonResult) -> list[list[str]]:
@@ -65,22 +68,24 @@ def rows(result: ComparisonResult) -> list[list[str]]:
     out, names = [], also(result)
     for p in places(result):
         edge = " (tuning at its edge)" if p.at_edge else ""
+        tried = [p.tried] if result.widen else []
         if names:
-            out.append([p.arm + edge, p.final, *(_number(p.also[n]) for n in names), text.ratio(p.step_ratio)])
+            out.append([p.arm + edge, p.final, *(_number(p.also[n]) for n in names), text.ratio(p.step_ratio), *tried])
             continue
         tokens = "not reached" if p.tokens is None else f"{p.tokens / 1000:,.0f}k"
         seconds = "not reached" if p.seconds is None else f"{p.seconds:.1f} s"
-        out.append([p.arm + edge, p.final, tokens, seconds, text.ratio(p.step_ratio), text.ratio(p.state_ratio)])
+        out.append([p.arm + edge, p.final, tokens, seconds, text.ratio(p.step_ratio), text.ratio(p.state_ratio), *tried])
     return out
 
 
 def caption(result: ComparisonResult) -> str:
     """What the columns mean."""
+    searched = f" {searches(result)}" if result.widen else ""
     if also(result):
-        return f"Mean and standard deviation over seeds. Step time is relative to {result.control.label}."
+        return f"Mean and standard deviation over seeds. Step time is relative to {result.control.label}.{searched}"
     goal = target(result)
     reach = f"{result.metric} {goal:.4f}, at which {result.control.label} ends" if goal is not None else "no target"
-    return f"Target: {reach}. Step time and state are relative to {result.control.label}."
+    return f"Target: {reach}. Step time and state are relative to {result.control.label}.{searched}"
 
 
 def markdown(result: ComparisonResult) -> str:
@@ -110,6 +115,7 @@ def _place(result: ComparisonResult, arm: str, goal: float | None, control: Sequ
         step_ratio=_over(_step_seconds(finals), _step_seconds(control)),
         state_ratio=_over(_state(finals), _state(control)),
         at_edge=any(t.at_edge for t in result.tuning if t.arm == arm),
+        tried=next((_tried(t) for t in result.tuning if t.arm == arm), ""),
         also={name: _mean_of([r.also.get(name) for r in finals]) for name in also(result)},
     )  # fmt: skip
 
@@ -143,6 +149,10 @@ def _state(runs: Sequence[RunResult]) -> float | None:
 def _mean_of(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
+
+
+def _tried(t: Tuning) -> str:
+    return f"{len(t.values)}: {text.significant(min(t.values))} to {text.significant(max(t.values))}"
 
 
 def _number(value: float | None) -> str:

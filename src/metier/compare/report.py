@@ -49,7 +49,9 @@ def _meta(result: ComparisonResult) -> list[tuple[str, str]]:
         ("runs", f"{text.counted(len(result.arms), 'arm')} × {text.counted(len(result.seeds), 'seed')}"),
     ]
     if result.tuning:
-        found.append(("tuning", f"{text.counted(len(result.tuning[0].values), 'trial')} per arm"))
+        first = result.tuning[0]
+        more = f", up to {result.widen} more while the best is at an edge" if result.widen else ""
+        found.append(("tuning", f"{text.counted(len(first.values) - len(first.further), 'trial')} per arm{more}"))
     return [*found, ("made", result.created.replace("T", " ").replace("Z", " UTC"))]
 
 
@@ -223,9 +225,9 @@ def _tuning_hint(result: ComparisonResult) -> str:
     labels = {a.name: a.label for a in result.arms}
     edges = ", ".join(labels[t.arm] for t in result.tuning if t.at_edge)
     warning = f" At the edge of what was tried, so perhaps not the best there is: {edges}." if edges else ""
+    same = f"{table.searches(result)} All trials are" if result.widen else "Every arm had the same number of trials, all"
     return (
-        "Every arm had the same number of trials, all on one seed that no final run uses. "
-        f"Rings mark what the final runs use; crosses are trials that failed.{warning}"
+        f"{same} on one seed that no final run uses. Rings mark what the final runs use; crosses are trials that failed.{warning}"
     )
 
 
@@ -258,9 +260,11 @@ def _tuned(result: ComparisonResult) -> Table:
         for value, metric in sorted(zip(t.values, t.metric, strict=True), key=lambda pair: pair[0]):
             mark = ("best (edge)" if t.at_edge else "best") if value == t.best else ""
             shown = "failed" if metric is None else text.fixed(metric, 4)
-            rows.append([labels[t.arm], text.significant(value), shown, mark])
+            origin = [("further" if value in t.further else "grid")] if result.widen else []
+            rows.append([labels[t.arm], text.significant(value), shown, *origin, mark])
     name = result.tuning[0].parameter if result.tuning else ""
-    return Table(["arm", name, result.metric, "used"], rows, text=(0, 3))
+    tried = ["tried as"] if result.widen else []
+    return Table(["arm", name, result.metric, *tried, "used"], rows, text=(0, 3, 4) if tried else (0, 3))
 
 
 # --- limits -------------------------------------------------------------------------------------------------

@@ -106,6 +106,10 @@ class Tuning(_Data):
     values: list[float]
     metric: list[Finite]
     best: float
+    planned: int | None = None
+    """How many of the values, the first ones, are the design's grid; ``None``: all, as in records from before ``widen``."""
+    widen: int = 0
+    """Most values that might follow the grid, while the best one was at an end of what had been tried."""
 
     @model_validator(mode="after")
     def _lengths(self) -> "Tuning":
@@ -117,6 +121,11 @@ class Tuning(_Data):
     def at_edge(self) -> bool:
         """Whether the best value is an end of what was tried, so that a better one may lie outside."""
         return len(self.values) > 1 and self.best in (min(self.values), max(self.values))
+
+    @property
+    def further(self) -> list[float]:
+        """The values tried beyond the grid, in order."""
+        return [] if self.planned is None else self.values[self.planned :]
 
 
 class Budget(_Data):
@@ -147,6 +156,11 @@ class ComparisonResult(_Data):
     """UTC, ISO 8601."""
     code_hash: str
     notes: list[str] = Field(default_factory=list)
+
+    @property
+    def widen(self) -> int:
+        """Most trials beyond the grid that an arm's search might take; the same for every arm."""
+        return max((t.widen for t in self.tuning), default=0)
 
     @property
     def control(self) -> Arm:

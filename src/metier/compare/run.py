@@ -1,13 +1,14 @@
 """Run a comparison: tune every arm with the same number of trials, then train every arm on the same seeds."""
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from metier.compare import design as designs
-from metier.compare.design import Design
+from metier.compare import search
+from metier.compare.design import Design, Tune
 from metier.compare.jobs import Job, _failed, stored
 from metier.compare.pool import cores, run_jobs, run_jobs_on_ray
 from metier.compare.results import Arm, Budget, ComparisonResult, RunResult, Tuning
@@ -23,16 +24,14 @@ def run(design: Design, *, report: Report | None = None, on_ray: bool = False, f
     """Execute a design and return its result; continues where an interrupted comparison stopped."""
     folder = folder or Path(design.out or Path("comparisons") / (design.name or "comparison"))
     folder.mkdir(parents=True, exist_ok=True)
+    counter = _Counter(report, designs.jobs_count(design))
+    tried = _search(design, folder, counter, on_ray) if design.tune else {}
     notes: list[str] = []
-    total = designs.jobs_count(design)
-    counter = _Counter(report, total)
-    trials = [j for arm in design.arms for j in _trials(design, arm, folder)]
-    tried = {(j.arm, j.trial): r for j, r in counter.watch(_execute(design, trials, on_ray))}
-    tuning = [_tuning(design, arm, trials, tried, notes) for arm in design.arms] if design.tune else []
+    tuning = [_tuning(design, design.tune, arm, tried[arm], notes) for arm in design.arms] if design.tune else []
     best = {t.arm: t.best for t in tuning}
     finals = [_job(design, arm, folder, seed=s, value=best.get(arm)) for s in range(design.seeds) for arm in design.arms]
-    ran = [r for _, r in counter.watch(_execute(design, finals, on_ray))]
-    result = _result(design, tuning, [*tried.values(), *ran], notes)
+    ran = counter.results(_execute(design, finals, on_ray))
+    result = _result(design, tuning, [*(r for runs in tried.values() for r in runs), *ran], notes)
     write_json(folder / "comparison.json", result.model_dump(mode="json"))
     return result
 
@@ -41,27 +40,71 @@ class _Counter:
     def __init__(self, report: Report | None, total: int) -> None:
         self.report, self.total, self.done = report, total, 0
 
-    def watch(self, results: Iterator[tuple[Job, RunResult]]) -> Iterator[tuple[Job, RunResult]]:
-        for job, result in results:
-            self.done += 1
-            if self.report:
-                self.report(job, result, self.done, self.total)
+    def results(self, running: Generator[tuple[Job, RunResult]]) -> list[RunResult]:
+        """All results, reported as they come; workers end with this call however it ends."""
+        found = []
+        with closing(running):
+            for job, result in running:
+                self.done += 1
+                if self.report:
+                    self.report(job, result, self.done, self.total)
+                found.append(result)
+        return found
+
+
+def _search(design: Design, folder: Path, counter: _Counter, on_ray: bool) -> dict[str, list[RunResult]]:
+    """Every arm's trials in the order of their index: the grid, then one further value at a time while one is due."""
+    tune, found = design.tune, {arm: [] for arm in design.arms}
+    assert tune is not None
+
+    def following(result: RunResult) -> list[Job]:
+        arm, runs = result.arm, found[result.arm]
+        runs.append(result)
+        runs.sort(key=lambda r: r.trial or 0)
+        value = _beyond(design, tune, runs)
+        if value is None:
+            return []
+        counter.total += 1
+        return [_job(design, arm, folder, seed=TUNING_SEED, value=value, trial=len(runs))]
+
+    counter.results(_execute(design, [j for arm in design.arms for j in _trials(design, arm, folder)], on_ray, following))
+    return found
+
+
+def _beyond(design: Design, tune: Tune, runs: list[RunResult]) -> float | None:
+    """The next value of an arm's search: once the grid is done, if the best one lies at an edge and the cap allows it."""
+    if not len(tune.factors) <= len(runs) < len(tune.factors) + tune.widen:
+        return None
+    values, metric = [r.options[tune.option] for r in runs], [r.metric for r in runs]
+    return search.beyond(values, metric, lower_is_better=design.lower_is_better)
+
+
+def _execute(
+    design: Design, jobs: list[Job], on_ray: bool, following: Callable[[RunResult], list[Job]] = lambda result: []
+) -> Generator[tuple[Job, RunResult]]:
+    """Results of jobs, kept ones first; ``following`` says for each result what is to run because of it."""
+    todo: list[Job] = []
+
+    def kept(given: list[Job]) -> Generator[tuple[Job, RunResult]]:
+        """The results that are there already; the other jobs become something to do."""
+        queue = list(given)
+        while queue:
+            job = queue.pop(0)
+            result = stored(job)
+            if result is None:
+                todo.append(job)
+            else:
+                yield job, result
+                queue += following(result)
+
+    yield from kept(jobs)
+    # By all jobs, not those left to do: a run has the same number of threads in a comparison that continues.
+    parallel = min(design.parallel or cores(), max(1, len(jobs)))
+    local = {"parallel": parallel, "crashed": lambda j, why: _failed(j, "crashed", why, 0.0)}
+    with closing(run_jobs_on_ray(todo) if on_ray else run_jobs(todo, **local)) as running:
+        for job, result in running:
             yield job, result
-
-
-def _execute(design: Design, jobs: list[Job], on_ray: bool) -> Iterator[tuple[Job, RunResult]]:
-    todo = []
-    for job in jobs:
-        kept = stored(job)
-        if kept is not None:
-            yield job, kept
-        else:
-            todo.append(job)
-    if on_ray:
-        yield from run_jobs_on_ray(todo)
-    else:
-        parallel = min(design.parallel or cores(), max(1, len(todo)))
-        yield from run_jobs(todo, parallel=parallel, crashed=lambda j, why: _failed(j, "crashed", why, 0.0))
+            yield from kept(following(result))
 
 
 def _trials(design: Design, arm: str, folder: Path) -> list[Job]:
@@ -97,20 +140,19 @@ def _shorten(run: dict[str, Any], budget: dict[str, float], fraction: float) -> 
     return budget
 
 
-def _tuning(design: Design, arm: str, trials: list[Job], tried: dict, notes: list[str]) -> Tuning:
-    assert design.tune is not None
-    jobs = [j for j in trials if j.arm == arm]
-    values = [j.options[design.tune.option] for j in jobs]
-    metric = [tried[(arm, j.trial)].metric for j in jobs]
-    sign = 1 if design.lower_is_better else -1
-    worst = math.inf
-    ranked = sorted(range(len(values)), key=lambda i: (sign * metric[i] if metric[i] is not None else worst, i))
-    best = ranked[0]
-    if all(m is None for m in metric):
-        notes.append(f"{arm}: every trial failed, so the first value of {design.tune.option} is used")
-    elif len(values) > 1 and best in (0, len(values) - 1):
-        notes.append(f"{arm}: the best {design.tune.option} ({values[best]:g}) is at the edge of what was tried")
-    return Tuning(arm=arm, parameter=design.tune.option, values=values, metric=metric, best=values[best])
+def _tuning(design: Design, tune: Tune, arm: str, runs: list[RunResult], notes: list[str]) -> Tuning:
+    values, metric = [r.options[tune.option] for r in runs], [r.metric for r in runs]
+    best = search.best(metric, lower_is_better=design.lower_is_better)
+    found = Tuning(
+        arm=arm, parameter=tune.option, values=values, metric=metric, best=values[best or 0],
+        planned=len(tune.factors), widen=tune.widen,
+    )  # fmt: skip
+    if best is None:
+        notes.append(f"{arm}: every trial failed, so the first value of {tune.option} is used")
+    elif found.at_edge:
+        further = f", after {len(found.further)} further values" if tune.widen else ""
+        notes.append(f"{arm}: the best {tune.option} ({found.best:g}) is at the edge of what was tried{further}")
+    return found
 
 
 def _result(design: Design, tuning: list[Tuning], runs: Iterable[RunResult], notes: list[str]) -> ComparisonResult:

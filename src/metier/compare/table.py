@@ -65,6 +65,18 @@ def remarks(result: ComparisonResult, verdicts: list[Verdict]) -> list[str]:
     return found
 
 
+def searches(result: ComparisonResult) -> str:
+    """How the arms were tuned: the grid, and how far a search might go on."""
+    if not result.tuning:
+        return "Nothing was tuned."
+    first = result.tuning[0]
+    grid = text.counted(len(first.values) - len(first.further), "value")
+    if not result.widen:
+        return f"Every search tried {grid}."
+    more = text.counted(result.widen, "value")
+    return f"Every search starts with {grid} and goes on by the grid's factor, by at most {more}, while its best is at an edge."
+
+
 def plain(result: ComparisonResult, verdicts: list[Verdict]) -> str:
     """The whole output as text without colours; numbers stand right-aligned."""
     body = [columns(result), *rows(result, verdicts)]

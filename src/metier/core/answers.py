@@ -14,6 +14,7 @@ from metier.core.batch import Pairs
 from metier.core.context import Context
 from metier.core.data.encode import Item
 from metier.core.data.examples import Prompt
+from metier.core.engine import Engine
 from metier.core.klestimate import Reference, answer_stats
 from metier.core.models import Bundle
 from metier.core.sample import Answer, sample
@@ -34,12 +35,16 @@ class Asked:
     temperature: float = 1.0
     seed: int = 0
 
-    def answers(self, bundle: Bundle) -> list[list[Answer]]:
-        """The model's answers; the same random numbers for every model."""
-        return sample(
-            bundle.model, bundle.tokenizer, self.ids, number=self.number, max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature, seed=self.seed,
-        )  # fmt: skip
+    def answers(self, bundle: Bundle, engine: Engine | None = None) -> list[list[Answer]]:
+        """The model's answers; the same random numbers for every model. The processes of ``engine`` share the work."""
+
+        def work(share: list[int]) -> list[list[Answer]]:
+            return sample(
+                bundle.model, bundle.tokenizer, [self.ids[i] for i in share], number=self.number,
+                max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed, numbers=share,
+            )  # fmt: skip
+
+        return _shared(engine, [len(p) + self.max_new_tokens for p in self.ids], work)
 
 
 def ask(
@@ -71,23 +76,24 @@ def report(
     reference: Reference | None = None,
     judge: Judge | None = None,
     others: np.ndarray | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Figures of the policy's answers, means over all of them.
 
     ``length`` (tokens), ``ended``; with ``reference`` ``kl`` (Rao-Blackwellised) and ``kl_mc`` (Monte Carlo), in nats per answer
     and right at temperature 1; with ``judge`` ``reward`` with its 95 % interval (prompts are the units), ``length_correlation``
     (Spearman's, between reward and length), and with the rewards ``others`` ``[P, K]`` of another model's answers ``win_rate``:
-    how often the policy's answer is better, ties counting one half, with interval.
+    how often the policy's answer is better, ties counting one half, with interval. With ``engine`` its processes share the
+    work, and the judge is asked by the first one only.
     """
-    answers = asked.answers(bundle)
+    answers = asked.answers(bundle, engine)
     lengths = np.array([[len(a.ids) for a in row] for row in answers], float)
     found: dict[str, Any] = {"length": float(lengths.mean()), "ended": float(np.mean([[a.ended for a in r] for r in answers]))}
     if reference is not None:
-        pad = bundle.tokenizer.pad_token_id or 0
-        distance = answer_stats(bundle.model, reference, asked.ids, answers, pad)
+        distance = _stats(bundle, reference, asked.ids, answers, engine)
         found |= {"kl": float(distance["kl"].mean()), "kl_mc": float(distance["kl_mc"].mean())}
     if judge is not None:
-        rewards = judge(asked.texts, [[a.text for a in row] for row in answers])
+        rewards = _said(judge, asked, answers, engine)
         found |= {"reward": float(rewards.mean()), "reward 95 %": interval(rewards.mean(1))}
         found["length_correlation"] = _spearman(rewards.ravel(), lengths.ravel())
         if others is not None:
@@ -96,17 +102,45 @@ def report(
     return found
 
 
-def judged(bundle: Bundle, asked: Asked, judge: Judge) -> np.ndarray:
+def judged(bundle: Bundle, asked: Asked, judge: Judge, engine: Engine | None = None) -> np.ndarray:
     """Rewards ``[P, K]`` of a model's answers."""
-    return judge(asked.texts, [[a.text for a in row] for row in asked.answers(bundle)])
+    return _said(judge, asked, asked.answers(bundle, engine), engine)
 
 
-def pair_accuracy(bundle: Bundle, reference: Reference, items: Sequence[Item]) -> float:
+def pair_accuracy(bundle: Bundle, reference: Reference, items: Sequence[Item], engine: Engine | None = None) -> float:
     """How often ``log π/π_ref`` of the first answer is above that of the second; a tie is one half."""
-    pad = bundle.tokenizer.pad_token_id or 0
-    ratios = answer_stats(bundle.model, reference, [i.prompt for i in items], [i.answers[:2] for i in items], pad)["kl_mc"]
+    ratios = _stats(bundle, reference, [i.prompt for i in items], [i.answers[:2] for i in items], engine)["kl_mc"]
     margin = ratios[:, 0] - ratios[:, 1]
     return float(np.mean((margin > 0) + 0.5 * (margin == 0)))
+
+
+def _shared(engine: Engine | None, costs: list[float], work: Callable[[list[int]], list[Any]]) -> list[Any]:
+    return work(list(range(len(costs)))) if engine is None else engine.shared(costs, work)
+
+
+def _said(judge: Judge, asked: Asked, answers: list[list[Answer]], engine: Engine | None) -> np.ndarray:
+    """Rewards of answers that exist; one process judges, since a judge need not say the same again."""
+
+    def ask() -> np.ndarray:
+        return judge(asked.texts, [[a.text for a in row] for row in answers])
+
+    return ask() if engine is None else engine.by_main(ask)
+
+
+def _stats(
+    bundle: Bundle, reference: Reference, ids: Sequence[np.ndarray], answers: Sequence[Sequence[Any]], engine: Engine | None
+) -> dict[str, np.ndarray]:
+    """:func:`answer_stats` of all prompts."""
+
+    def work(share: list[int]) -> list[dict[str, np.ndarray]]:
+        pad = bundle.tokenizer.pad_token_id or 0
+        found = answer_stats(bundle.model, reference, [ids[i] for i in share], [answers[i] for i in share], pad)
+        return [{k: v[row] for k, v in found.items()} for row in range(len(share))]
+
+    rows = _shared(
+        engine, [len(p) + sum(len(getattr(a, "ids", a)) for a in own) for p, own in zip(ids, answers, strict=True)], work
+    )
+    return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
 
 
 def interval(values: np.ndarray) -> list[float]:

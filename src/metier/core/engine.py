@@ -4,9 +4,11 @@ The same code runs as one process and under ``torchrun`` (or any launcher that s
 """
 
 import contextlib
+import math
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from metier.core.errors import UsageError
+from metier.core.errors import MetierError, UsageError
+
+HEADER = 64
+"""Numbers that describe what a process gathers: a hash of the types, and all sizes."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,18 @@ class Engine:
     strategy: str
     rank: int = 0
     world: int = 1
+    roots: list[nn.Module] = field(default_factory=list, compare=False, repr=False)
+    """Modules whose weights are sharded."""
 
     @property
     def main(self) -> bool:
         """Whether this process writes files and output."""
         return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds only a part of the weights."""
+        return self.world > 1 and self.strategy == "fsdp"
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision of forward passes."""
@@ -43,11 +55,15 @@ class Engine:
         if self.world == 1:
             return module
         if self.strategy == "fsdp":
-            from torch.distributed.fsdp import fully_shard
+            from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
             for block in blocks:
                 fully_shard(block)
             fully_shard(module)
+            # FSDP takes the first module that runs for the root: what runs a block alone has to begin with this
+            module.begin = lambda: None  # type: ignore[assignment]
+            register_fsdp_forward_method(module, "begin")
+            self.roots.append(module)
             return module
         from torch.nn.parallel import DistributedDataParallel
 
@@ -72,6 +88,34 @@ class Engine:
         else:
             with module.no_sync():  # type: ignore[operator]
                 yield
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """All weights in every process, so that any part of the model can be used, by each process on its own.
+
+        Collective at beginning and end, not in between. Without gradient; nothing to do unless weights are sharded.
+        """
+        if not self.roots:
+            yield
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        found = [m for root in self.roots for m in root.modules() if isinstance(m, FSDPModule)]
+        with torch.no_grad():
+            for root in self.roots:
+                root.begin()  # type: ignore[operator]
+        blocks = [m for m in found if m not in self.roots]
+        for m in found:
+            m.unshard()
+        for m in blocks:
+            m.set_reshard_after_forward(False, recurse=False)
+        try:
+            yield
+        finally:
+            for m in blocks:
+                m.set_reshard_after_forward(True, recurse=False)
+            for m in found:
+                m.reshard()
 
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sum over all processes, in float64."""
@@ -102,13 +146,83 @@ class Engine:
             dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
-    def gather(self, found: Any) -> list[Any]:
-        """An object of every process, in order of rank; tensors in it should be on the CPU."""
+    def gather(self, tensors: list[Tensor]) -> list[list[Tensor]]:
+        """Tensors of every process, in order of rank, on the device of this one's and bit for bit.
+
+        Types and numbers of dimensions must agree, sizes need not: these are sent first, then all tensors as one row of bytes,
+        padded to the longest. Raises ``MetierError`` in every process when they do not agree.
+        """
+        if self.world == 1:
+            return [tensors]
+        heads = [h.tolist() for h in self._everywhere(_header(tensors))]
+        if any(h[0] != heads[0][0] for h in heads):
+            raise MetierError("the processes have scores of different kinds in this step: some rows lack what others have")
+        shapes = [_shapes(h, tensors) for h in heads]
+        flat = [t.detach().contiguous().flatten().view(torch.uint8) for t in tensors]
+        longest = max(_size(s, tensors) for s in shapes)
+        row = torch.cat([*flat, flat[0].new_zeros(longest - sum(map(len, flat)))])
+        return [_tensors(r.to(row.device), s, tensors) for r, s in zip(self._everywhere(row), shapes, strict=True)]
+
+    def _everywhere(self, tensor: Tensor) -> list[Tensor]:
+        """A tensor of every process; of one size."""
+        sent = tensor.to(self._comm_device())
+        found = [torch.empty_like(sent) for _ in range(self.world)]
+        dist.all_gather(found, sent)
+        return found
+
+    def gather_objects(self, found: Any) -> list[Any]:
+        """An object of every process, in order of rank: for what is rare or small."""
         if self.world == 1:
             return [found]
         everywhere: list[Any] = [None] * self.world
         dist.all_gather_object(everywhere, found)
         return everywhere
+
+    def from_main(self, found: Any = None) -> Any:
+        """The object that the first process gives, in every process."""
+        if self.world == 1:
+            return found
+        box = [found if self.main else None]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def by_main(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` gives in the first process, in every process; an exception there is one in all."""
+        found, problem = None, None
+        if self.main:
+            try:
+                found = work()
+            except Exception as e:
+                problem = e
+        found, said = self.from_main((found, problem and _said(problem)))
+        if problem is not None:
+            raise problem
+        if said is not None:
+            raise MetierError(f"the first process failed: {said}")
+        return found
+
+    def shared(self, costs: Sequence[float], work: Callable[[list[int]], Sequence[Any]]) -> list[Any]:
+        """``work`` done for the items 0, 1, …, dealt to the processes by their ``costs``; the results of all, in order, in each.
+
+        ``work(share)`` gives one result for each of its items and must not depend on which others are in the share. Collective:
+        all processes give the same costs. When ``work`` raises in one process, every process raises.
+        """
+        if self.world == 1:
+            return list(work(list(range(len(costs)))))
+        order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
+        shares = [order[r :: self.world] for r in range(self.world)]
+        mine, problem = [], None
+        try:
+            mine = list(work(shares[self.rank])) if shares[self.rank] else []
+        except Exception as e:
+            problem = e
+        everywhere = self.gather_objects((mine, problem and _said(problem)))
+        if problem is not None:
+            raise problem
+        if failed := [(r, said) for r, (_, said) in enumerate(everywhere) if said]:
+            raise MetierError(f"process {failed[0][0]} failed: {failed[0][1]}")
+        found = {i: x for share, (xs, _) in zip(shares, everywhere, strict=True) for i, x in zip(share, xs, strict=True)}
+        return [found[i] for i in range(len(costs))]
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
@@ -135,6 +249,32 @@ class Engine:
         """Leave the process group if this engine belongs to one."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _said(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {problem}"
+
+
+def _header(tensors: Sequence[Tensor]) -> Tensor:
+    kinds = zlib.crc32(str([(t.dtype, t.ndim) for t in tensors]).encode())
+    sizes = [n for t in tensors for n in t.shape]
+    return torch.tensor([kinds, *sizes, *[0] * (HEADER - 1 - len(sizes))])
+
+
+def _shapes(header: list[int], like: Sequence[Tensor]) -> list[list[int]]:
+    at = iter(header[1:])
+    return [[next(at) for _ in range(t.ndim)] for t in like]
+
+
+def _size(shapes: list[list[int]], like: Sequence[Tensor]) -> int:
+    """Bytes of tensors of these shapes."""
+    return sum(math.prod(s) * t.element_size() for s, t in zip(shapes, like, strict=True))
+
+
+def _tensors(row: Tensor, shapes: list[list[int]], like: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of joining tensors as bytes; each is copied out, since a view would have to be aligned."""
+    pieces = row[: _size(shapes, like)].split([_size([s], [t]) for s, t in zip(shapes, like, strict=True)])
+    return [p.clone().view(t.dtype).reshape(s) for p, s, t in zip(pieces, shapes, like, strict=True)]
 
 
 def start(device: str = "auto", precision: str = "fp32", strategy: str = "auto") -> Engine:

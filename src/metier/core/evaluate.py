@@ -87,11 +87,12 @@ def evaluate(
 
 
 def _ranked(session: Any) -> dict[str, Any]:
-    """How the model ranks the held-out pairs."""
+    """How the model ranks the held-out pairs. Margins are in nats: the objective's ``margin`` is of its own rewards."""
     ctx = session.context
     module = getattr(ctx.module, "module", ctx.module)
     with torch.no_grad(), evaluating(ctx.model), ctx.engine.autocast():
-        return ranking([module.score(x.to(ctx.engine.device)) for x in session.eval_layouts])
+        found = ranking([module.score(x.to(ctx.engine.device)) for x in session.eval_layouts])
+    return {k.replace("margin", "pair margin"): v for k, v in found.items()}
 
 
 def _answered(session: Any, given: Generate) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from metier.core.engine import peak_memory
 from metier.core.errors import UsageError
 from metier.core.events import Dispatcher
 from metier.core.session import Session
-from metier.core.wholebatch import nothing, whole
+from metier.core.wholebatch import empty, nothing, whole, whole_value
 
 
 @dataclass
@@ -208,8 +208,7 @@ class Loop:
                     total, _, metrics = ctx.module(layout) if slopes[i] is None else ctx.module(layout, slopes=slopes[i])
                 if backward:
                     (total * (engine.world / batch.units)).backward()
-            if slopes[i] is None:
-                losses.append(total.detach())
+            losses.append(total.detach())  # of a whole step's loss, which is known already, what is added to it
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0) + value
         if backward and self.local:
@@ -227,7 +226,7 @@ class Loop:
         with engine.autocast():
             scored = [self.ctx.module(layout, scores_only=True) for layout in layouts]
         real = [b for b, layout in zip(scored, layouts, strict=True) if not layout.filler]
-        found = whole(self.inner.loss, real, engine.gather, engine.rank)
+        found = whole(self.inner.loss, real or [empty(scored[0])], engine.gather, engine.rank)
         given = iter(found.slopes)
         slopes = [nothing(b) if x.filler else next(given) for b, x in zip(scored, layouts, strict=True)]
         return found.total / engine.world, {k: v / engine.world for k, v in found.metrics.items()}, slopes
@@ -300,8 +299,8 @@ class Loop:
         """Mean loss per unit and mean metrics on the held-out data."""
         ctx = self.ctx
         self.dispatch("on_eval_start", ctx)
-        training = [m for m in ctx.model.modules() if m.training]
-        ctx.model.eval()
+        training = [m for m in self.inner.modules() if m.training]
+        self.inner.eval()  # the loss module too: an objective with a state observes training steps only
         sums, units = self._evaluation_sums()
         for module in training:  # one by one: a part may keep some in evaluation mode
             module.training = True
@@ -316,8 +315,8 @@ class Loop:
         layouts = (x.to(ctx.engine.device) for x in self.s.eval_layouts)  # one at a time: together they may not fit
         if "batch" in self.inner.needs:
             with ctx.engine.autocast():
-                found = whole(self.inner.loss, [ctx.module(x, scores_only=True) for x in layouts], lambda mine: [mine], 0)
-            return {k: float(v) for k, v in {"loss": found.total, **found.metrics}.items()}, float(found.units)
+                total, count, metrics = whole_value(self.inner.loss, [ctx.module(x, scores_only=True) for x in layouts])
+            return {k: float(v) for k, v in {"loss": total, **metrics}.items()}, float(count)
         for layout in layouts:
             with ctx.engine.autocast():
                 total, count, metrics = ctx.module(layout)

@@ -53,7 +53,7 @@ class LossModule(nn.Module):
         self.needs = objective.needs
         self.reference = reference
         self._scores_again = scores_again(objective.obj)
-        self._fresh = True
+        self._fresh = False  # what is scored before the first step is not observed
         if not self._scores_again and self.reads is not Labels and not is_causal(model):
             raise UsageError(
                 f"{objective.id} predicts each token from those before it, but {model.config.model_type} sees them all",
@@ -88,7 +88,7 @@ class LossModule(nn.Module):
         """Loss sum, units and metric sums of a layout; all zero for a filler.
 
         With ``draw`` the targets are replaced by tokens drawn from the model's own distribution. The last two serve losses
-        of a whole step: ``scores_only`` returns the typed batch, and with ``slopes`` the loss is replaced by a scalar whose
+        of a whole step: ``scores_only`` returns the typed batch, and with ``slopes`` the loss is replaced by a 0 whose
         gradient follows them.
         """
         if draw is not None:
@@ -98,7 +98,8 @@ class LossModule(nn.Module):
         with aux.collect(layout) as extra:
             if slopes is not None:
                 batch = self.score(layout)
-                loss, metrics, units = carried(batch, slopes), {}, len(layout.ids)
+                slope = carried(batch, slopes)
+                loss, metrics, units = slope - slope.detach(), {}, len(layout.ids)
             elif self._scores_again:
                 loss, metrics = _with_metrics(self.objective.obj(self.score, layout))
                 units = loss.numel()

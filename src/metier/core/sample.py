@@ -3,7 +3,7 @@
     sample(model, tokenizer, prompts, number=4, max_new_tokens=64, temperature=1.0, seed=0) -> list[list[Answer]]
 
 Answer ``k`` of prompt ``i`` is drawn with its own uniform numbers, those of ``(seed, i, k)``, by inversion of the cumulative
-distribution. So it does not depend on how the work is split into batches, up to the rounding of the logits.
+distribution. So it does not depend on how the work is split into batches or processes, up to the rounding of the logits.
 """
 
 import contextlib
@@ -53,14 +53,15 @@ class Mixture:
 def sample(
     model: Any, tokenizer: Any, prompts: Sequence[np.ndarray], *, number: int, max_new_tokens: int, temperature: float = 1.0,
     top_p: float = 1.0, seed: int = 0, allow_empty: bool = True, batch_tokens: int = BATCH_TOKENS,
-    end_ids: Sequence[int] | None = None, mixture: Mixture | None = None,
+    end_ids: Sequence[int] | None = None, mixture: Mixture | None = None, numbers: Sequence[int] | None = None,
 ) -> list[list[Answer]]:  # fmt: skip
     """``number`` answers to each of ``prompts`` (token ids), in their order.
 
     Temperature 0 takes the most probable token, and all answers to a prompt are then equal. ``top_p < 1`` draws from the
     smallest set of tokens whose probability reaches it. ``end_ids`` are the tokens that end an answer; default: what
     :func:`end_tokens` finds. Without ``allow_empty`` none of them is drawn first. With a ``mixture`` the logits are those of
-    both models, also for the answers' ``logps``. Dropout is off meanwhile; no global random numbers are used.
+    both models, also for the answers' ``logps``. With ``numbers`` the prompts are those of these places
+    among more, and are answered as there. Dropout is off meanwhile; no global random numbers are used.
 
     Raises ``UsageError`` for an empty prompt, a negative temperature, a ``top_p`` outside (0, 1], or a model that does not
     generate.
@@ -72,8 +73,9 @@ def sample(
     if getattr(model, "can_generate", None) is None or not model.can_generate():
         raise UsageError(f"{type(model).__name__} does not generate text")
     drawer = _Drawer(
-        temperature, top_p, max_new_tokens, seed, tuple(end_ids or end_tokens(tokenizer, model)), mixture, allow_empty
-    )
+        temperature, top_p, max_new_tokens, seed, tuple(end_ids or end_tokens(tokenizer, model)), mixture, allow_empty,
+        range(len(prompts)) if numbers is None else numbers,
+    )  # fmt: skip
     found: dict[tuple[int, int], Answer] = {}
     with evaluating(model), evaluating(mixture.model) if mixture else contextlib.nullcontext():
         for jobs in _batches([len(p) + max_new_tokens for p in prompts], number, batch_tokens):
@@ -133,6 +135,8 @@ class _Drawer:
     ends: tuple[int, ...]
     mixture: Mixture | None = None
     allow_empty: bool = True
+    numbers: Sequence[int] = ()
+    """Of the prompts, in the random numbers."""
 
     def run(
         self, model: Any, tokenizer: Any, prompts: Sequence[np.ndarray], jobs: Sequence[Job]
@@ -171,7 +175,8 @@ class _Drawer:
         """``[jobs, steps]`` in [0, 1): each row from its own generator."""
         if self.temperature == 0:
             return torch.zeros(len(jobs), self.steps)
-        return torch.from_numpy(np.stack([np.random.default_rng([self.seed, *job]).random(self.steps) for job in jobs]))
+        sources = (np.random.default_rng([self.seed, self.numbers[i], k]) for i, k in jobs)
+        return torch.from_numpy(np.stack([source.random(self.steps) for source in sources]))
 
     def _draw(self, z: Tensor, u: Tensor) -> Tensor:
         """Token ``[B]`` of logits ``[B, V]``: the first whose cumulative probability exceeds ``u`` times the total."""

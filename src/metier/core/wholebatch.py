@@ -6,7 +6,7 @@ the gradient of the whole loss by the chain rule, at the price of one more forwa
 one process needs none of this.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ POLICY = ("logps", "chosen_logps", "rejected_logps", "sampled_logps", "other_log
 """Fields that depend on the weights."""
 Slopes = dict[str, Tensor]
 Loss = Callable[[Batch], Any]
+Gather = Callable[[list[Tensor]], list[list[Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,14 @@ class Whole:
     """For each of this process's micro-batches: field -> gradient of ``total``."""
 
 
-def whole(loss: Loss, parts: Sequence[Batch], gather: Callable[[Any], list[Any]], rank: int) -> Whole:
+def whole(loss: Loss, parts: Sequence[Batch], gather: Gather, rank: int) -> Whole:
     """The loss of ``parts`` (this process's micro-batches) together with those of the other processes.
 
-    ``gather`` collects an object from all processes, in order of rank, this one's included.
+    ``gather`` collects a list of tensors from all processes, in order of rank, this one's included.
     """
-    mine = [_map(p, lambda t: t.detach()) for p in parts]
-    ranks = gather([_map(p, lambda t: t.cpu()) for p in mine])
-    device = _device(mine)
-    everything = [_map(p, lambda t: t.to(device)) for process in ranks for p in process]
-    joined = join(everything)
+    mine = join([_map(p, Tensor.detach) for p in parts])
+    ranks = [_filled(mine, iter(found)) for found in gather(_tensors(mine))]
+    joined = join(ranks)
     leaves = {name: value.requires_grad_() for name, value in policy(joined).items()}
     with torch.enable_grad():
         result = loss(_with(joined, leaves))
@@ -52,11 +51,18 @@ def whole(loss: Loss, parts: Sequence[Batch], gather: Callable[[Any], list[Any]]
         total = values.sum()
     found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     slopes = {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(leaves, found, strict=True)}
-    first = sum(map(len, ranks[:rank]))
     return Whole(
         total.detach(), values.numel(), {k: _sum(v.detach(), values.numel()) for k, v in metrics.items()},
-        _split(slopes, everything)[first : first + len(mine)],
+        _split(_split(slopes, ranks)[rank], parts),
     )  # fmt: skip
+
+
+@torch.no_grad()
+def whole_value(loss: Loss, parts: Sequence[Batch]) -> tuple[Tensor, int, dict[str, Tensor]]:
+    """Loss sum, units and metric sums of ``parts`` together, without the slopes: for evaluations."""
+    result = loss(join(parts))
+    values, metrics = result if isinstance(result, tuple) else (result, {})
+    return values.sum(), values.numel(), {k: _sum(v, values.numel()) for k, v in metrics.items()}
 
 
 def carried(batch: Batch, slopes: Slopes) -> Tensor:
@@ -70,6 +76,11 @@ def nothing(batch: Batch) -> Slopes:
     return {name: torch.zeros_like(value) for name, value in policy(batch).items()}
 
 
+def empty(batch: Batch) -> Batch:
+    """A batch like this one with no rows."""
+    return _map(batch, lambda t: t[:0])
+
+
 def join(parts: Sequence[Batch]) -> Batch:
     """Batches of one type, one after the other; answers of their tokens are numbered on, shorter lists are padded."""
     parts = [_widened(p, parts) for p in parts]
@@ -78,7 +89,7 @@ def join(parts: Sequence[Batch]) -> Batch:
     found: dict[str, Any] = {}
     for f in fields(first):
         values = [getattr(p, f.name) for p in parts]
-        if values[0] is None:
+        if any(v is None for v in values):  # margins, which only some data have
             found[f.name] = None
         elif f.name == "tokens":
             found[f.name] = join([replace(t, sequence=t.sequence + n) for t, n in zip(values, _before(counts), strict=True)])
@@ -123,6 +134,18 @@ def _map(batch: Any, f: Callable[[Tensor], Tensor]) -> Any:
     return replace(batch, **changed)
 
 
+def _tensors(batch: Any) -> list[Tensor]:
+    """Every tensor, in the order of the fields."""
+    found: list[Tensor] = []
+    _map(batch, lambda t: found.append(t) or t)
+    return found
+
+
+def _filled(batch: Any, tensors: Iterator[Tensor]) -> Any:
+    """A batch like this one with other tensors."""
+    return _map(batch, lambda _: next(tensors))
+
+
 def _widened(part: Any, parts: Sequence[Any]) -> Any:
     if not isinstance(part, Lists):
         return part
@@ -145,10 +168,6 @@ def _split(slopes: Slopes, parts: Sequence[Any]) -> list[Slopes]:
             mine[name] = piece[:, : value.shape[1]] if value.ndim == 2 else piece
         out.append(mine)
     return out
-
-
-def _device(parts: Sequence[Any]) -> torch.device:
-    return next(iter(policy(parts[0]).values())).device
 
 
 def _sum(values: Tensor, units: int) -> Tensor:

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from metier import train
 from metier.core.data import rounds
 from metier.core.data.encode import Encoder
 from metier.core.data.examples import Completion, Crossed, Judged, Message, Preference, Ranked
 from metier.core.data.loader import Shape
+from metier.core.engine import Engine
 from metier.core.errors import UsageError
 from metier.core.lossmodule import Pairs
 from metier.core.models import load
@@ -58,8 +60,7 @@ def test_empty_answers_are_left_out_and_said():
 
 
 def policy(folder):
-    engine = SimpleNamespace(world=1, strategy="none", main=True, barrier=lambda: None)
-    return SimpleNamespace(engine=engine, folder=folder)
+    return SimpleNamespace(engine=Engine(torch.device("cpu"), "fp32", "ddp"), folder=folder, together=lambda work: work())
 
 
 class Counting:

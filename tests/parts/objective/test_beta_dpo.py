@@ -68,14 +68,14 @@ def test_beta_has_a_floor():
 
 
 def test_filter():
-    """h = 10, 0, 1, -8 around M₀ = 0.5: half of them stay; their mean is the loss and sets β."""
+    """h = 10, 0, 1.5, -8 around M₀ = 6, the first not far from M₀: half of them stay and set loss and β."""
     objective = build("beta-dpo", keep=0.5, a=1.0)
-    objective.observe(of([0.0, 1.0], [0.0, 0.0], rw=[0.0, 0.0], rl=[0.0, 0.0]))
+    objective.observe(of([5.0, 7.0], [0.0, 0.0], rw=[0.0, 0.0], rl=[0.0, 0.0]))
     b = of([10.0, 0.0, 1.5, -8.0], [0.0] * 4, rw=[0.0] * 4, rl=[0.0] * 4)
     loss, metrics = objective(b)
-    beta = 0.1 * (1 + (0.75 - 0.5))
+    beta = 0.1 * (1 + (5.75 - 6.0))
     np.testing.assert_allclose(metrics["beta"], beta, rtol=1e-9)
-    np.testing.assert_allclose(loss, [0, 2 * np.log(2), 2 * softplus(-beta * 1.5), 0], rtol=1e-9)
+    np.testing.assert_allclose(loss, [2 * softplus(-beta * 10.0), 0, 2 * softplus(-beta * 1.5), 0], rtol=1e-9)
     order = torch.tensor([2, 3, 0, 1])
     np.testing.assert_allclose(values(objective, picked(b, order)), loss[order], rtol=1e-12)
     assert np.count_nonzero(values(build("beta-dpo", keep=0.0), b)) == 1

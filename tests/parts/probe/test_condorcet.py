@@ -50,6 +50,40 @@ def test_tables_of_wins(tmp_path):
     assert len(probed(write(tmp_path / "wins.jsonl", rows), shown=1)["rows"]) == 1
 
 
+def test_what_was_never_compared_needs_no_explanation(tmp_path):
+    """a beats b as b beats c; nothing is known of a and c, and rewards explain all that is known."""
+    rows = [{"prompt": "chain", "wins": [[0, 9, 0], [1, 0, 9], [0, 1, 0]]}]
+    (chain,) = probed(write(tmp_path / "w.jsonl", rows))["rows"]
+    assert chain["residual"] == pytest.approx(0, abs=1e-12)
+    assert chain["compared"] == pytest.approx(2 / 3)
+    np.testing.assert_allclose(chain["rewards"], np.log(9) * np.array([1, 0, -1]), atol=1e-2)
+
+
+def test_right_answers_reach_the_judge(tmp_path):
+    row = {"prompt": "2 + 2?", "completions": ["it is 5", "it is 4"], "scores": [1.0, 0.0], "answer": "4"}
+    (seen,) = probed(write(tmp_path / "l.jsonl", [row]), judge="arithmetic")["rows"]
+    assert seen["winner"] == 1
+
+
+def test_conversations_reach_judges_that_read_them(tmp_path):
+    """In both orders of every pair; a judge that takes texts is given the text."""
+    file = tmp_path / "judge.py"
+    file.write_text(
+        "def turns(prompts, completions, answers):\n"
+        "    assert all([m.role for m in p] == ['system', 'user'] for p in prompts), prompts\n"
+        "    return [[float(len(c)) for c in row] for row in completions]\n"
+        "turns.takes_messages = True\n"
+        "def text(prompts, completions, answers):\n"
+        "    assert all(isinstance(p, str) for p in prompts), prompts\n"
+        "    return [[float(len(c)) for c in row] for row in completions]\n"
+    )
+    prompt = [{"role": "system", "content": "S"}, {"role": "user", "content": "u"}]
+    where = write(tmp_path / "l.jsonl", [{"prompt": prompt, "completions": ["a", "aaa", "aa"], "scores": [3.0, 1.0, 2.0]}])
+    for name in ("turns", "text"):
+        (seen,) = probed(where, judge={"python": {"function": f"{file}:{name}"}})["rows"]
+        assert (seen["winner"], seen["loser"]) == (1, 0)
+
+
 def test_pairs_are_counted_by_prompt(tmp_path):
     beats = [("a", "b")] * 3 + [("b", "a")] + [("b", "c")] * 2 + [("c", "a")] * 2
     rows = [{"prompt": "x", "chosen": w, "rejected": x} for w, x in beats] + [{"prompt": "y", "chosen": "a", "rejected": "c"}]

@@ -179,8 +179,23 @@ def test_judges_are_asked_in_both_orders(tmp_path):
     found = [pair("aa", "a"), pair("a", "aaa"), pair("ab", "cd")]
     judge = {"python": {"function": f"{file}:prefer"}}
     assert judges.by_reward(judge, found, pairwise=True).tolist() == [1.0, 0.0, 0.5]
+    sums = [pair("it is 4", "it is 5", answer="4"), pair("it is 4", "it is 5", answer="5")]
+    assert judges.by_reward("arithmetic", sums, pairwise=False).tolist() == [1.0, 0.0]
     lengths = [pair("a a", "a"), pair("a", "a a a"), pair("b", "a")]
     assert judges.by_reward("length", lengths, pairwise=False).tolist() == [1.0, 0.0, 0.5]
+
+
+def test_conversations_reach_rewards_that_take_them():
+    """A reward model reads turns by its template, as it was trained, not all of them as one turn."""
+    turns = (Message("system", "be kind"), Message("user", "hello"))
+    reward = part.build("reward", {"reward-model": {"model": "lab/llama-50k", "device": "cpu"}}).obj
+    found = [Preference(turns, "x y", "z"), Preference("plain", "x", "y")]
+    assert judges.asked(reward, found) == [turns, "plain"]
+    assert judges.asked(part.build("reward", "length").obj, found) == ["be kind\n\nhello", "plain"]
+    own, text = (reward([p], [["x y", "z"]], None)[0] for p in (turns, "be kind\n\nhello"))
+    assert not torch.allclose(own, text)
+    judge = {"reward-model": {"model": "lab/llama-50k", "device": "cpu"}}
+    assert judges.by_reward(judge, found[:1], pairwise=False).tolist() == [float(own[0] > own[1])]
 
 
 def test_two_judges_are_too_many(planted):

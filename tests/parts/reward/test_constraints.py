@@ -8,6 +8,7 @@ import pytest
 
 from metier.core import part
 from metier.core.constraints import Constraint, compose
+from metier.core.data.examples import Message
 from metier.core.errors import UsageError
 from metier.testing import check_part
 
@@ -55,6 +56,17 @@ def test_prompts_without_constraints():
         reward()(["Say hi."], [["hi"]], None)
     assert reward(without=0.5)(["Say hi.", PROMPTS[1]], [["hi"], ["x"]], None).tolist() == [[0.5], [0]]
     assert reward(without=0.5, mode="strict")(["Say hi."], [["hi"]], None).tolist() == [[0.5]]
+
+
+def test_the_request_of_a_conversation_is_its_last_turn():
+    """What is to be repeated is not the system prompt; through the sources' way of asking too."""
+    from metier.parts.source._pairs import judged
+
+    talk = (Message("system", f"Be nice. {PLAIN.text}"), Message("user", compose("Say hi.", [AGAIN])))
+    answers = [["Say hi. Hi there", "Say hi. Hi, you", "Hi there", "Be nice. Hi"]]
+    assert reward()([talk], answers, None).tolist() == [[1, 0.5, 0.5, 0.5]]
+    assert judged(reward(), [talk], answers, None)[0].tolist() == [1, 0.5, 0.5, 0.5]
+    assert reward()([talk[1:]], answers, None).tolist() == reward()([talk[1].content], answers, None).tolist()
 
 
 def test_refusals():

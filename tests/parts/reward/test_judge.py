@@ -112,6 +112,9 @@ def test_long_answers_are_judged_by_their_beginning():
     long = "word " * 4000
     got = judge(max_length=200)(["p", "p"], [[long], [long + "other"]], None)
     assert got[0] == got[1]
+    for texts in ([long], [long, long], ["short", long]):
+        mode = "score" if len(texts) == 1 else "pairs"
+        assert 180 < len(judge(max_length=200, mode=mode)._question("p", texts, None).prompt) <= 200
     assert torch.isfinite(judge(max_length=200, mode="pairs")(["p"], [[long, long, "b"]], None)).all()
     with pytest.raises(UsageError, match="without any answer"):
         judge(max_length=200)([long], [["a"]], None)

@@ -24,6 +24,7 @@ from _answering import (
 
 from metier import train
 from metier.core.context import derive_seed
+from metier.core.data.examples import Prompted
 from metier.core.errors import UsageError
 from metier.core.sample import sample
 from metier.lab import preferencebench, words
@@ -71,6 +72,12 @@ def test_the_judge_is_called_as_often_as_asked(tmp_path):
     assert [(e.chosen, e.margin) for e in once] == [("b", 3.0)]
     (often,) = rounds(build("alma", reward=judge, pool=2, judge_samples=5), prompted(1), policy)
     assert [(e.chosen, e.margin) for e in often] == [("a", pytest.approx(1 - 4 / 5))]
+
+
+def test_right_answers_reach_the_judge():
+    given = [Prompted(f"p{k}", meta={"answer": str(k)}) for k in (4, 5)]
+    (made,) = rounds(build("alma", reward="arithmetic", pool=2), {"t": given}, Made(lambda p, n, c: ["it is 4", "it is 5"]))
+    assert {(e.prompt, e.chosen, e.rejected) for e in made} == {("p4", "it is 4", "it is 5"), ("p5", "it is 5", "it is 4")}
 
 
 # --- pairs and pool ---------------------------------------------------------------------------------------------------

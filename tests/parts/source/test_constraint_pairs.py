@@ -62,7 +62,8 @@ def test_values_are_backed_up_to_all_ancestors():
 def test_equal_segments_share_a_child_and_priors_are_shares_of_probability():
     root = grown()
     assert [c.ids.tolist() for c in root.children] == [[1, 2], [4, 5]]
-    assert [c.prior for c in root.children] == pytest.approx([0.6, 0.2])
+    assert [c.prior for c in root.children] == pytest.approx([0.75, 0.25]), "a segment drawn twice has its probability once"
+    assert [c.prior for c in root.children[1].children] == pytest.approx([0.5, 0.5])
     assert [c.ids.tolist() for c in root.children[1].children] == [[4, 5, 6], [4, 5, 7]]
     assert [c.done for c in root.children[1].children] == [False, True]
 
@@ -257,6 +258,34 @@ def test_unfinished_answers_make_no_pairs():
         assert rounds(build("constraint-pairs", **{**TREE, "method": method}, finished=False), prompted(4), Babbler())[0]
 
 
+def test_what_is_unfinished_or_too_long_is_a_visit_without_value():
+    """Of three answers that only have good words one ended within the four tokens that are allowed."""
+    source, policy = build("constraint-pairs", **{**TREE, "max_new_tokens": 4}), Babbler()
+    tokenizer = policy.bundle.tokenizer
+
+    def said_well(words, ended):
+        ids = np.array([*tokenizer(words, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id], np.int32)
+        return Answer(ids, words, ended, np.full(len(ids), -1.0, np.float32))
+
+    answers = [said_well("lovely kind", True), said_well("kind lovely", False), said_well("kind lovely kind lovely", True)]
+    policy.sample = lambda prompts, number, **more: [answers for _ in prompts]
+    root = Node(np.zeros(0, np.int32))
+    source._grow(prompted(1)["train"], [[root]], policy, np.random.default_rng(0))
+    assert (root.visits, root.total) == (3, 1.0)
+    assert [w.text for w in root.wholes] == ["lovely kind"]
+
+
+def test_right_answers_reach_the_reward():
+    source = build("constraint-pairs", least=0, most=0, reward="arithmetic", number=2)
+    policy = Babbler()
+    policy.sample = lambda prompts, number, **more: [
+        [Answer(np.array([k]), f"it is {k}", True, np.zeros(1)) for k in (4, 5)] for _ in prompts
+    ]
+    found = [Prompted(f"p{k}", meta={"answer": str(k)}) for k in (4, 5)]
+    (made,) = rounds(source, {"t": found}, policy)
+    assert [(e.chosen, e.rejected) for e in made] == [("it is 4", "it is 5"), ("it is 5", "it is 4")]
+
+
 def test_contrast_mixed_takes_turns():
     share = {"python": {"function": f"{__file__}:halves"}}
     options = {"least": 0, "most": 0, "reward": share, "number": 8, "contrast": "mixed"}
@@ -264,6 +293,18 @@ def test_contrast_mixed_takes_turns():
     for e in made:
         even = int(e.prompt[1:]) % 2 == 0
         assert (e.meta["scores"][0] == 1 and e.meta["scores"][1] <= 0.5) if even else e.meta["scores"][1] >= 0.5
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, "hlhlhl"), (3, "hlhlhl"), (2, "hlhlhl"), (6, "hlhlhl")])
+def test_contrast_mixed_goes_on_in_the_next_round(size, expected, monkeypatch):
+    """However many prompts a round has, high and low come in turn."""
+    seen = []
+    monkeypatch.setattr(
+        "metier.parts.source.constraint_pairs.take", lambda found, contrast, number, rng: seen.append(contrast[0]) or []
+    )
+    source = build("constraint-pairs", least=0, most=0, reward=GOOD, contrast="mixed", prompts=size)
+    rounds(source, prompted(6), Babbler(), number=6 // size)
+    assert "".join(seen) == expected
 
 
 def halves(prompts, completions, answers):

@@ -10,6 +10,7 @@ import torch
 from _answering import build, check_resumes, prompted, prompts_file, rounds, rows_of, word_run
 from _duels import Game, P, said
 
+from metier.core.data.examples import Prompted
 from metier.core.errors import UsageError
 from metier.core.sample import sample
 from metier.core.trained import open_run
@@ -57,6 +58,12 @@ def test_a_reward_as_judge_is_a_sigmoid():
 
     (made,) = rounds(source(reward, scale=0.5), prompted(1), said(["aaaa", "a"], ["aaa"]))
     assert made[0].scores == pytest.approx([1 / (1 + np.exp(-0.5)) - 0.5, 1 / (1 + np.exp(1.0)) - 0.5])
+
+
+def test_right_answers_reach_the_judge():
+    given = {"t": [Prompted("p", meta={"answer": "4"})]}
+    (made,) = rounds(build("nash-md", judge="arithmetic"), given, said(["it is 4", "it is 5"], ["it is 6"]))
+    assert made[0].scores == pytest.approx([1 / (1 + np.exp(-1.0)) - 0.5, 0.0])
 
 
 def test_unfinished_answers():

@@ -13,6 +13,7 @@ import pytest
 from metier import train
 from metier.core import part
 from metier.core.data.examples import Prompted
+from metier.parts.reward.arithmetic import final_number
 
 REWARD = {"python": {"function": "metier.lab.judges:quality"}}
 
@@ -35,7 +36,8 @@ def source(reward, **options):
 
 
 def length(prompts, completions, answers):
-    return np.array([[float(len(t)) for t in row] for row in completions])
+    widest = max(map(len, completions))
+    return np.array([[float(len(t)) for t in row] + [99.0] * (widest - len(row)) for row in completions])
 
 
 def test_best_and_worst_by_the_reward():
@@ -48,6 +50,28 @@ def test_best_and_worst_by_the_reward():
     assert found[0].meta == {"n": "p"}
     kept = source(length, number=3, finished=False).round(inputs, policy=policy, round=0, rng=rng)
     assert kept[-1].chosen == "yyy"
+
+
+def test_right_answers_reach_the_reward():
+    """Without them reward/arithmetic cannot judge at all; each prompt is judged by its own."""
+    policy = Fake({p: [("it is 4", True), ("it is 5", True)] for p in ("2+2", "2+3")})
+    inputs = {"train": [Prompted("2+2", meta={"answer": "4"}), Prompted("2+3", meta={"answer": "5"})]}
+    made = part.build("source", {"online-dpo": {"reward": "arithmetic"}}).obj
+    found = made.round(inputs, policy=policy, round=0, rng=np.random.default_rng(0))
+    assert [(e.prompt, e.chosen, e.rejected, e.margin) for e in found] == [
+        ("2+2", "it is 4", "it is 5", 1.0), ("2+3", "it is 5", "it is 4", 1.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ["nab", "anb", "abn"])
+def test_answers_without_a_rating_make_no_pair(order):
+    value = {"n": float("nan"), "a": 1.0, "b": 3.0}
+    policy = Fake({"p": [(t, True) for t in order], "q": [("n", True), ("a", True)]})
+    made = source(lambda p, c, a: np.array([[value[t] for t in row] + [0.0] * (3 - len(row)) for row in c]), number=3)
+    found = made.round({"t": [Prompted("p"), Prompted("q")]}, policy=policy, round=0, rng=np.random.default_rng(0))
+    assert [(e.chosen, e.rejected, e.margin) for e in found] == [("b", "a", 2.0)]
+    nothing = Fake({"p": [("a", True), ("a", True), ("a", True)]})
+    assert made.round({"t": [Prompted("p")]}, policy=nothing, round=0, rng=np.random.default_rng(0)) == []
 
 
 def test_prompts_come_in_turn():
@@ -93,3 +117,21 @@ def test_its_run_is_evaluated_on_pairs(tmp_path, run):
 
     train({**run, "train": {"steps": 1, "batch": 2}}, out=tmp_path / "run", quiet=True)
     assert 0 <= evaluate(tmp_path / "run", data="lab/preferences-held-out", limit=8)["pair accuracy"] <= 1
+
+
+def test_question_answer_rows_bring_right_answers(tmp_path):
+    """A model of random weights writes numbers now and then; in every pair the chosen one is right, the rejected one is not."""
+    rows = [{"question": f"Which digit is at {i}?", "answer": f"counted\n#### {i % 10}"} for i in range(24)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    own = {"reward": "arithmetic", "number": 32, "max_new_tokens": 6, "finished": False}
+    run = {
+        "model": "lab/llama-50k", "objective": "dpo", "data": {"train": str(data), "source": {"online-dpo": own}},
+        "optimizer": {"adamw": {"lr": 1e-3}}, "schedule": "constant", "train": {"steps": 1, "batch": 4},
+    }  # fmt: skip
+    assert train(run, out=tmp_path / "run", quiet=True).step == 1
+    made = [json.loads(line) for line in (tmp_path / "run" / "rounds" / "round-0001.jsonl").read_text().splitlines()]
+    right = {r["question"]: final_number(r["answer"]) for r in rows}
+    assert len(made) >= 4
+    assert all(final_number(r["chosen"]) == right[r["prompt"]] != final_number(r["rejected"]) for r in made)
+    assert all(r["margin"] == 1.0 for r in made)

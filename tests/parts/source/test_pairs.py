@@ -39,6 +39,14 @@ def test_all_pairs_by_hand():
     assert choose("all", [1, 1], rng()) == choose("all", [NAN, NAN], rng()) == []
 
 
+def test_rounded_means_reach_the_margin():
+    """(4 + 4 + 5)/3 and (3 + 3 + 4)/3 differ by 1, as doubles by a little less."""
+    scores = [13 / 3, 10 / 3]
+    assert scores[0] - scores[1] < 1
+    assert choose("all", scores, rng(), margin=1.0) == choose("top-bottom", scores, rng(), margin=1.0) == [(0, 1)]
+    assert choose("all", scores, rng(), margin=1.001) == []
+
+
 def test_top_bottom_by_hand():
     assert choose("top-bottom", [1, 3, 3, 0], rng()) == [(1, 3)]
     assert choose("top-bottom", [1, 3], rng(), margin=2.5) == []

@@ -21,7 +21,10 @@ Prompt = str | tuple[Message, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """What all examples have: identity (``file:row``) and the row's keys that the format does not use."""
+    """What all examples have: identity (``file:row``) and the row's keys that the format does not use.
+
+    ``meta["answer"]`` is the right answer, where one is known.
+    """
 
     id: str = ""
     meta: dict[str, Any] = field(default_factory=dict)

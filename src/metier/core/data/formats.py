@@ -85,8 +85,10 @@ def _prompt_completion(row: Row) -> list[Example]:
 
 
 def _question_answer(row: Row) -> list[Example]:
+    """The answer stays in ``meta`` too: it is the right one, also where only the question is used as a prompt."""
     question = values.string(values.need(row, "question"), "question")
-    return [Completion(question, values.string(values.need(row, "answer"), "answer"))]
+    answer = values.string(values.need(row, "answer"), "answer")
+    return [Completion(question, answer, meta={"answer": answer})]
 
 
 def _preference(row: Row) -> list[Example]:
@@ -293,7 +295,7 @@ def expand(row: Row, format: str, *, id: str = "") -> list[Example]:
     found = chosen.convert(row)
     used = {*chosen.needs, *chosen.takes, *(_solutions(row) if format == "graded-solutions" else ())}
     meta = {k: v for k, v in row.items() if k not in used}
-    return [replace(e, id=id if i == 0 else f"{id}+{i}", meta=meta) for i, e in enumerate(found)]
+    return [replace(e, id=id if i == 0 else f"{id}+{i}", meta={**meta, **e.meta}) for i, e in enumerate(found)]
 
 
 def convert(row: Row, format: str, *, id: str = "") -> Example:

@@ -31,15 +31,12 @@ def stream(
 ) -> Iterator[Example]:  # fmt: skip
     """The examples of round ``epoch + 1``: read when the run has made them before, else made by ``source.round`` and kept.
 
-    The first process makes them and the others read. Raises ``UsageError`` for sharded weights, and for examples that the
-    objective cannot read.
+    The first process runs the source and writes; what it asks of the policy is shared by all processes, with whole weights in
+    each while the round is made. Raises ``UsageError`` for examples that the objective cannot read.
     """
-    if policy.engine.world > 1 and policy.engine.strategy == "fsdp":
-        raise UsageError("sources that let the model answer need whole weights in every process", hint="Use train.strategy: ddp.")
-    path = place(policy.folder, epoch)
-    if policy.engine.main and epoch == 0 and not any((policy.folder / "checkpoints").glob("step-*")):
-        _forget(path.parent)
-    if policy.engine.main and not path.is_file():
+    path, engine = place(policy.folder, epoch), policy.engine
+
+    def make() -> None:
         began = time.monotonic()
         given = source.round(inputs, policy=policy, round=epoch, rng=rng)
         made, left_out = _usable([] if given is None else list(given))
@@ -48,7 +45,13 @@ def stream(
         _write(path, made)
         said = f"round {epoch + 1}: {len(made)} examples made in {time.monotonic() - began:.1f} s, kept in {path.name}"
         notice(f"{said}; {left_out}" if left_out else said)
-    policy.engine.barrier()
+
+    if engine.main and epoch == 0 and not any((policy.folder / "checkpoints").glob("step-*")):
+        _forget(path.parent)
+    if engine.any(engine.main and not path.is_file()):
+        with engine.whole():
+            policy.together(make)
+    engine.barrier()
     yield from _read(path)
 
 

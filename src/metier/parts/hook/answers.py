@@ -25,7 +25,7 @@ class Answers:
     the first ``limit`` are used. Where it holds pairs, ``answer_pair_accuracy`` says how often ``log π/π_start`` prefers the
     chosen answer (a tie is one half), over ``pairs`` of them: the same measure for every objective. The model at the start
     is the run's ``reference`` (default: its ``model``; with an adapter the model with the adapter off). The time of all this
-    counts as training. Not for sharded weights.
+    counts as training. With several processes each answers a share of the prompts, and the first one judges.
     """
 
     example = {"prompts": "lab/bradley-terry", "limit": 2, "max_new_tokens": 2, "number": 2}
@@ -47,8 +47,6 @@ class Answers:
 
     def on_start(self, ctx: Context) -> None:
         """Read the prompts and answer them as the model at the start. Raises ``UsageError`` for data without prompts."""
-        if ctx.engine.strategy == "fsdp" and ctx.engine.world > 1:
-            raise UsageError("hook/answers needs whole weights in every process", where="train.strategy", hint="Use ddp.")
         found: Any = formats.examples(open_rows(self.prompts, limit=None))
         if not hasattr(found[0], "prompt"):
             raise UsageError(f"{self.prompts} holds {type(found[0]).__name__.lower()} examples, which have no prompt",
@@ -63,8 +61,8 @@ class Answers:
             self._items = encoder.all(found[: self.pairs])
         self._reference, start, switched = at_start(ctx)
         if self.judge is not None:
-            with switched():
-                self._others = judged(start, self._asked, self.judge)
+            with ctx.engine.whole(), switched():
+                self._others = judged(start, self._asked, self.judge, ctx.engine)
 
     def on_step(self, ctx: Context) -> None:
         """Answer the prompts when it is time."""
@@ -75,8 +73,10 @@ class Answers:
     def measure(self, ctx: Context) -> dict[str, float]:
         """The figures now."""
         assert self._asked is not None
-        with ctx.engine.autocast():
-            found = report(ctx.bundle, self._asked, reference=self._reference, judge=self.judge, others=self._others)
+        with ctx.engine.whole(), ctx.engine.autocast():
+            found = report(
+                ctx.bundle, self._asked, reference=self._reference, judge=self.judge, others=self._others, engine=ctx.engine
+            )
             if self._items:
-                found["pair_accuracy"] = pair_accuracy(ctx.bundle, self._reference, self._items)
+                found["pair_accuracy"] = pair_accuracy(ctx.bundle, self._reference, self._items, ctx.engine)
         return {f"answer_{k}": v for k, v in found.items() if isinstance(v, float)}

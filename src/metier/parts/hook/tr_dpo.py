@@ -20,11 +20,12 @@ class TrDpo:
     ``share`` 1 the reference is then the model that wrote the answers (SPIN, SPPO, SPA).
 
     Works with every objective that compares with a reference. The paper's settings: soft 0.6, hard every 512 steps. Needs one
-    more copy of what is trained (with an adapter only of the adapter), and is kept in checkpoints. Raises ``UsageError`` with
-    ``reference_scores: cached``, which cannot follow, and with sharded weights.
+    more copy of what is trained (with an adapter only of the adapter; with sharded weights one of the whole model in every
+    process), and is kept in checkpoints. Raises ``UsageError`` with ``reference_scores: cached``, which cannot follow.
     """
 
     tags = ("constraint/reference/moving",)
+    moves_reference = True
 
     def __init__(self, *, share: Fraction = 0.6, every: Count | Literal["round"] = 512) -> None:
         self.share, self.every = share, every
@@ -40,8 +41,6 @@ class TrDpo:
                 where="hooks",
                 hint="Use reference_scores: live.",
             )
-        if ctx.engine.strategy == "fsdp" and ctx.engine.world > 1:
-            raise UsageError("hook/tr-dpo cannot copy sharded weights", where="train.strategy", hint="Use ddp.")
         self._ctx = ctx
         if ctx.reference.state_dict():
             return

@@ -10,7 +10,7 @@ from metier.core.batch import Rewards
 from metier.core.config import PartRef
 from metier.core.data.collate import collate
 from metier.core.data.encode import Item
-from metier.core.data.examples import Preference
+from metier.core.data.examples import Preference, Prompt, Ranked
 from metier.core.errors import UsageError
 from metier.core.part import build
 from metier.core.preferencefit import order_averaged
@@ -67,11 +67,18 @@ def by_reward(judge: PartRef, found: Sequence[Preference], pairwise: bool) -> np
     def both(swap: bool) -> np.ndarray:
         shown = [[e.rejected, e.chosen] if swap else [e.chosen, e.rejected] for e in found]
         truths = [e.meta.get("answer") for e in found]
-        scores = reward([said(e.prompt) for e in found], shown, None if None in truths else truths)
+        scores = reward(asked(reward, found), shown, None if None in truths else truths)
         scores = np.asarray(torch.as_tensor(scores).double())[:, :2]
         return np.stack([scores[:, 0], 1 - scores[:, 0]], 1) if pairwise else scores
 
     return order_averaged(both(False), both(True))
+
+
+def asked(reward: Any, found: Sequence[Preference | Ranked]) -> list[Prompt]:
+    """Prompts for a reward part: conversations as such where it takes them, as in training, else as their text."""
+    if getattr(getattr(reward, "func", reward), "takes_messages", False):
+        return [e.prompt for e in found]
+    return [said(e.prompt) for e in found]
 
 
 def by_letters(bundle: Any, found: Sequence[Preference], batch: int = 4) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from metier.core.data.rows import open_rows
 from metier.core.errors import UsageError
 from metier.core.part import Count, NonNegative, build, part
 from metier.core.probing import Probe
+from metier.parts.probe._judges import asked
 from metier.parts.probe._preferences import pairs, said
 
 Array = np.ndarray
@@ -113,7 +114,8 @@ def _compared(e: Ranked, judge: PartRef | None, pairwise: bool) -> Table:
         reward, each = build("reward", judge).obj, [(i, j) for i in range(k) for j in range(k) if i != j]
         shown = [[e.completions[i], e.completions[j]] for i, j in each]
         truth = e.meta.get("answer")
-        r = torch.as_tensor(reward([said(e.prompt)] * len(each), shown, None if truth is None else [truth] * len(each))).double()
+        truths = None if truth is None else [truth] * len(each)
+        r = torch.as_tensor(reward(asked(reward, [e] * len(each)), shown, truths)).double()
         first = r[:, 0] if pairwise else torch.sigmoid(r[:, 0] - r[:, 1])
         p = np.full((k, k), 0.5)
         for (i, j), value in zip(each, first.tolist(), strict=True):

@@ -12,6 +12,8 @@ from metier.core.data.examples import Message, Preference, Prompt
 Builder = Literal["all", "top-random", "top-bottom"]
 Pair = tuple[int, int]
 """Indices of the better and the worse answer."""
+EPS = 1e-6
+"""Gaps this far below the margin reach it: means of ratings such as 13/3 and 10/3 are rounded."""
 
 
 def choose(
@@ -29,7 +31,7 @@ def choose(
 
     def beats(i: int, j: int) -> bool:
         same = texts is not None and texts[i].strip() == texts[j].strip()
-        return s[i] > s[j] and s[i] - s[j] >= margin and not same
+        return s[i] > s[j] and s[i] - s[j] >= margin - EPS and not same
 
     if builder == "all":
         return [(i, j) for i in there for j in there if beats(i, j)]
@@ -60,7 +62,8 @@ def judged(reward: Any, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]
 
     Conversations are given as such to rewards that take them, else as their text.
     """
-    asked = list(prompts) if getattr(reward, "takes_messages", False) else [plain(p) for p in prompts]
+    bare = getattr(reward, "func", reward)  # of a function its options are bound by a partial
+    asked = list(prompts) if getattr(bare, "takes_messages", False) else [plain(p) for p in prompts]
     found = reward(asked, [list(t) for t in texts], answers)
     return [np.asarray(row[: len(t)], np.float64) for row, t in zip(found.tolist(), texts, strict=True)]
 

@@ -111,3 +111,8 @@ def rate(reward: Any, prompts: Sequence[Prompt], texts: Sequence[tuple[str, ...]
         back[order] = values
         out.append(back)
     return out
+
+
+def row_name(e: Any, a: Answered) -> str:
+    """What tells a row from others: its id, or, when it has none, what is said in it."""
+    return e.id or repr((a.prompt, a.texts))

@@ -70,19 +70,20 @@ def expand(
 
     ``texts`` are the whole answers, ``lengths`` the tokens of the first segments; equal segments share a child. Answers that are
     not ``usable`` (they did not end) count with their value, but are no rollouts to make pairs from. The prior of a child is its
-    share of the mean token probabilities of the segments.
+    share of the mean token probabilities of the different segments: the priors of siblings sum to 1.
     """
     leaf = path[-1]
-    likely = [math.exp(float(a.logps[:n].mean())) if n else 0.0 for a, n in zip(answers, lengths, strict=True)]
-    total = sum(likely) or 1.0
-    for a, value, text, n, p, good in zip(answers, values, texts, lengths, likely, usable, strict=True):
+    for a, value, text, n, good in zip(answers, values, texts, lengths, usable, strict=True):
         ids = np.concatenate([leaf.ids, a.ids[:n]]).astype(np.int32)
         child = next((c for c in leaf.children if np.array_equal(c.ids, ids)), None)
         if child is None:
-            child = Node(ids, p / total, done=n == len(a.ids))
+            child = Node(ids, math.exp(float(a.logps[:n].mean())) if n else 0.0, done=n == len(a.ids))
             leaf.children.append(child)
         whole = Whole(np.concatenate([leaf.ids, a.ids]).astype(np.int32), text, value)
         back_up([*path, child], value, whole if good else None)
+    total = sum(c.prior for c in leaf.children) or 1.0
+    for child in leaf.children:
+        child.prior /= total
 
 
 def back_up(path: Sequence[Node], value: float, whole: Whole | None = None) -> None:

@@ -62,7 +62,8 @@ class ConstraintPairs:
         asked = [self._constrained(e, rng) for e in in_turn(everything(inputs), self.prompts, round)]
         find = self._independent if self.method == "rejection" else self._searched
         found = find(asked, policy, rng)
-        return [pair for i, (e, own) in enumerate(zip(asked, found, strict=True)) for pair in self._taken(e, own, i, rng)]
+        turns = enumerate(zip(asked, found, strict=True), round * len(asked))
+        return [pair for turn, (e, own) in turns for pair in self._taken(e, own, turn, rng)]
 
     def _constrained(self, e: Prompted, rng: np.random.Generator) -> Prompted:
         """The prompt with constraints behind its last turn."""
@@ -73,7 +74,7 @@ class ConstraintPairs:
         return replace(e, prompt=with_last(e.prompt, text), meta={**e.meta, "constraints": number})
 
     def _taken(self, e: Prompted, found: list[Candidate], turn: int, rng: np.random.Generator) -> list[Preference]:
-        """The pairs taken of a prompt's candidates."""
+        """The pairs taken of a prompt's candidates; ``turn`` counts the prompts of all rounds."""
         contrast = ("high", "low")[turn % 2] if self.contrast == "mixed" else self.contrast
         return [c.preference(e) for c in take(found, contrast, self.pairs, rng)]
 

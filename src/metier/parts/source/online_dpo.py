@@ -10,7 +10,7 @@ from metier.core.config import PartRef
 from metier.core.data.examples import Preference, Prompted
 from metier.core.part import Count, NonNegative, part
 from metier.core.policy import Policy
-from metier.parts.source._pairs import judged, reward_of
+from metier.parts.source._pairs import choose, judged, known_answers, reward_of
 from metier.parts.source._rounds import drawn, everything, in_turn
 
 
@@ -20,7 +20,8 @@ class OnlineDpo:
 
     ``prompts`` limits a round to so many prompts, in turn, so that the weights that answer are at most one round old. Pairs
     whose rewards are equal, or whose answers read the same, are left out; ``finished`` leaves out answers that did not end
-    before ``max_new_tokens`` (trained on, they would teach to stop in the middle). The margin is the difference of rewards.
+    before ``max_new_tokens`` (trained on, they would teach to stop in the middle). The margin is the difference of rewards. Right
+    answers that rows bring in ``answer`` reach the reward; an answer that it does not rate (NaN) is in no pair.
 
     Reads prompts. Use with any objective that reads pairs, such as ``dpo``; with ``reference`` left alone this is online DPO.
     """
@@ -51,12 +52,13 @@ class OnlineDpo:
             temperature=self.temperature,
             finished=self.finished,
         )
-        return [pair for e, texts in zip(turn, usable, strict=True) if (pair := self._pair(e, texts)) is not None]
-
-    def _pair(self, e: Prompted, texts: list[str]) -> Preference | None:
-        if len(set(texts)) < 2:
-            return None
-        scores = judged(self.reward, [e.prompt], [texts], None)[0].tolist()
-        best, worst = (f(range(len(texts)), key=scores.__getitem__) for f in (max, min))
-        gap = scores[best] - scores[worst]
-        return Preference(e.prompt, texts[best], texts[worst], gap, meta=e.meta) if gap > 0 else None
+        asked = [(e, texts) for e, texts in zip(turn, usable, strict=True) if len(set(texts)) > 1]
+        if not asked:
+            return []
+        examples, texts = [e for e, _ in asked], [own for _, own in asked]
+        scores = judged(self.reward, [e.prompt for e in examples], texts, known_answers(examples))
+        return [
+            Preference(e.prompt, own[i], own[j], float(s[i] - s[j]), meta=e.meta)
+            for e, own, s in zip(examples, texts, scores, strict=True)
+            for i, j in choose("top-bottom", s, rng, texts=own)
+        ]
