@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from metier.core.answers import ask, interval, judged, ranking, report
+from metier.core.answers import as_judge, ask, judged, ranking, report
 from metier.core.batch import Pairs
 from metier.core.data.encode import Encoder
+from metier.core.data.examples import Message, Prompted
+from metier.core.intervals import student, wilson
 from metier.core.models import load
 
 
@@ -33,15 +35,7 @@ def test_ranking_by_hand():
     assert found["accuracy, shorter chosen"] == 0.5  # margins -2 and 3
     assert found["labels prefer longer"] == pytest.approx(1 / 3)
     assert found["prefers longer"] == pytest.approx(2 / 3)  # 1 (longer chosen) and the -2 whose rejected answer is longer
-    low, high = found["pair accuracy 95 %"]
-    assert low < 0.625 < high
-
-
-def test_interval_is_students():
-    values = np.array([1.0, 2.0, 4.0])
-    half = 4.302652729911275 * values.std(ddof=1) / np.sqrt(3)
-    assert interval(values) == pytest.approx([7 / 3 - half, 7 / 3 + half])
-    assert interval(np.array([2.0, 2.0])) == [2.0, 2.0]
+    assert found["pair accuracy 95 %"] == list(wilson(2.5, 4))
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +45,13 @@ def bundle():
 
 def asked(bundle, **options):
     encoder = Encoder(bundle.tokenizer, max_length=64, truncate="error", on_empty="error")
-    return ask(encoder, ["one two", "three", "for x in"], number=5, max_new_tokens=6, **options)
+    return ask(encoder, [Prompted(p) for p in ("one two", "three", "for x in", "three")], number=5, max_new_tokens=6, **options)
 
 
 def test_a_model_against_itself(bundle):
-    def judge(prompts, answers):
+    def judge(prompts, answers, known):
         assert prompts == ["one two", "three", "for x in"]
+        assert known is None
         return np.array([[float(len(a)) for a in row] for row in answers])
 
     others = judged(bundle, asked(bundle), judge)
@@ -65,7 +60,7 @@ def test_a_model_against_itself(bundle):
     assert found["kl_mc"] == pytest.approx(0, abs=1e-9)
     assert found["win_rate"] == 0.5  # the same answers: every win has its loss
     assert found["reward"] == pytest.approx(others.mean())
-    assert found["reward 95 %"] == pytest.approx(interval(others.mean(1)))
+    assert found["reward 95 %"] == pytest.approx(list(student(others.mean(1))))
     better = report(bundle, asked(bundle), judge=judge, others=others - 100)
     assert better["win_rate"] == 1.0
 
@@ -74,3 +69,31 @@ def test_another_model_is_farther(bundle):
     found = report(bundle, asked(bundle), reference=load("lab/llama-50k", seed=2).model)
     assert found["kl"] > 0
     assert 0 < found["length"] <= 6
+
+
+class Talked:
+    takes_messages = True
+
+    def __call__(self, prompts, completions, answers):
+        assert prompts == [CHAT]
+        assert answers == ["4"]
+        return torch.tensor([[float(len(c)) for c in completions[0]]])
+
+
+CHAT = (Message("system", "be brief"), Message("user", "2 + 2"))
+
+
+def test_a_reward_gets_conversations_and_right_answers(bundle):
+    encoder = Encoder(bundle.tokenizer, max_length=64, truncate="error", on_empty="error")
+    examples = [Prompted(CHAT, meta={"answer": 4}), Prompted(CHAT, meta={"answer": 5}), Prompted("other")]
+    made = ask(encoder, examples, limit=1, number=2, max_new_tokens=3)
+    assert made.prompts == [CHAT]
+    assert judged(bundle, made, as_judge(Talked())).shape == (1, 2)
+    assert ask(encoder, examples).known is None  # not all have one
+
+
+def test_a_reward_without_conversations_reads_their_text():
+    seen = []
+    judge = as_judge(lambda prompts, completions, answers: seen.append(prompts) or torch.zeros(1, 1))
+    judge([CHAT], [["x"]], None)
+    assert seen == [["be brief\n\n2 + 2"]]

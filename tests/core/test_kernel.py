@@ -131,6 +131,7 @@ def pretended(monkeypatch):
 def test_auto_is_sdpa_by_segments_on_a_cpu():
     assert said(tiny("llama")) == ("segments", [])
     assert said(tiny("llama"), grouped=False) == ("sdpa", [])
+    assert said(tiny("llama"), watched=True) == ("segments", [])
     eager = tiny("llama")
     eager.set_attn_implementation("eager")
     assert said(eager) == ("eager", [])

@@ -151,9 +151,9 @@ def test_torn_branches_have_no_segments():
 
 def test_they_are_used_where_they_pay(monkeypatch):
     monkeypatch.undo()
-    one = collate([answered(190, 60, 60)], pad_id=3)
+    one, two = (collate([answered(190, *own)], pad_id=3) for own in ([60], [60, 60]))
     many = collate([text(n) for n in (60, 50, 70, 40)], pad_id=3, rows=[[0, 1, 2, 3]])
-    assert segments.pairs(segments.segments(one)) == 190**2 + 2 * 60 * 250
+    assert segments.pairs(segments.segments(two)) == 190**2 + 2 * 60 * 250
     assert segments.pairs(segments.segments(many)) == 60**2 + 50**2 + 70**2 + 40**2
-    for layout, used in ((one, False), (many, True)):
+    for layout, used in ((one, False), (two, True), (many, True)):
         assert hasattr(segments.attach(layout.visible().unsqueeze(1), layout), segments.ATTRIBUTE) == used

@@ -30,7 +30,12 @@ def open_run(objective, folder, micro=3):
     rows = [{"prompt": words(), "chosen": words(), "rejected": words() + "."} for _ in range(24)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     data = {"train": str(folder / "rows.jsonl"), "max_length": 64, "eval_fraction": 0.4}
-    run = {"model": "lab/llama-50k", "objective": objective, "data": data, "train": {"steps": 2, "batch": 4, "micro_batch": micro}}
+    run = {
+        "model": "lab/llama-50k",
+        "objective": objective,
+        "data": data,
+        "train": {"steps": 2, "batch": 4, "micro_batch": micro},
+    }
     return open_session(*config.load(run), folder / "run", quiet=True, handle_signals=False)
 
 

@@ -9,26 +9,29 @@ from typing import Any
 import numpy as np
 from scipy import stats as distributions
 
-from metier.core import models
+from metier.core import judging, models, trained
 from metier.core.batch import Pairs
 from metier.core.context import Context
 from metier.core.data.encode import Item
 from metier.core.data.examples import Prompt
 from metier.core.engine import Engine
+from metier.core.intervals import student, wilson
 from metier.core.klestimate import Reference, answer_stats
 from metier.core.models import Bundle
 from metier.core.sample import Answer, sample
 
-Judge = Callable[[list[str], list[list[str]]], np.ndarray]
-"""``(prompts, answers) -> [P, K]`` rewards."""
+Judge = Callable[[Sequence[Prompt], Sequence[Sequence[str]], list[str] | None], np.ndarray]
+"""``(prompts, answers, right answers) -> [P, K]`` rewards."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Prompts as text and as the model reads them, and how they are to be answered."""
+    """Prompts as examples have them and as the model reads them, and how they are to be answered."""
 
-    texts: list[str]
+    prompts: list[Prompt]
     ids: list[np.ndarray]
+    known: list[str] | None = None
+    """The right answers, where the examples bring them."""
     number: int = 4
     """Answers to each prompt."""
     max_new_tokens: int = 64
@@ -48,25 +51,28 @@ class Asked:
 
 
 def ask(
-    encoder: Any, prompts: Sequence[Prompt], *, number: int = 4, max_new_tokens: int = 64, temperature: float = 1.0, seed: int = 0
-) -> Asked:
-    """Prompts of examples made ready."""
-    texts = [p if isinstance(p, str) else "\n".join(m.content for m in p) for p in prompts]
-    return Asked(texts, [encoder.prompt(p) for p in prompts], number, max_new_tokens, temperature, seed)
+    encoder: Any, examples: Sequence[Any], *, limit: int | None = None, number: int = 4, max_new_tokens: int = 64,
+    temperature: float = 1.0, seed: int = 0,
+) -> Asked:  # fmt: skip
+    """The first ``limit`` different prompts of examples made ready."""
+    first = {e.prompt: e for e in reversed(examples)}
+    prompts = list(dict.fromkeys(e.prompt for e in examples))[:limit]
+    known = judging.known_answers([first[p] for p in prompts])
+    return Asked(prompts, [encoder.prompt(p) for p in prompts], known, number, max_new_tokens, temperature, seed)
 
 
 def at_start(ctx: Context) -> tuple[Reference, Bundle, Callable[[], AbstractContextManager]]:
     """A run's model at its start, or its ``reference``: to compare with, as a bundle, and what switches the bundle to it."""
     if ctx.attached is not None and ctx.run.reference is None:
         return ctx.attached.disabled, ctx.bundle, ctx.attached.disabled
-    dtype = next(ctx.model.parameters()).dtype
-    start = models.load(ctx.run.reference or ctx.run.model, dtype=dtype, seed=ctx.run.train.seed)
-    return start.model.to(ctx.engine.device).requires_grad_(False).eval(), start, contextlib.nullcontext
+    run, device, dtype = ctx.run, ctx.engine.device, next(ctx.model.parameters()).dtype
+    start = models.load(run.reference, seed=run.train.seed) if run.reference else trained.at_start(run, device=device)
+    return start.model.to(device, dtype).requires_grad_(False).eval(), start, contextlib.nullcontext
 
 
 def as_judge(reward: Any) -> Judge:
     """A reward part with its options bound, as a judge."""
-    return lambda prompts, answers: np.asarray(reward(prompts, answers, None), np.float64)
+    return lambda prompts, answers, known: np.stack(judging.judged(reward, prompts, answers, known))
 
 
 def report(
@@ -94,11 +100,11 @@ def report(
         found |= {"kl": float(distance["kl"].mean()), "kl_mc": float(distance["kl_mc"].mean())}
     if judge is not None:
         rewards = _said(judge, asked, answers, engine)
-        found |= {"reward": float(rewards.mean()), "reward 95 %": interval(rewards.mean(1))}
+        found |= {"reward": float(rewards.mean()), "reward 95 %": list(student(rewards.mean(1)))}
         found["length_correlation"] = _spearman(rewards.ravel(), lengths.ravel())
         if others is not None:
             wins = np.mean((rewards[:, :, None] > others[:, None]) + 0.5 * (rewards[:, :, None] == others[:, None]), axis=(1, 2))
-            found |= {"win_rate": float(wins.mean()), "win_rate 95 %": interval(wins)}
+            found |= {"win_rate": float(wins.mean()), "win_rate 95 %": list(student(wins))}
     return found
 
 
@@ -122,7 +128,7 @@ def _said(judge: Judge, asked: Asked, answers: list[list[Answer]], engine: Engin
     """Rewards of answers that exist; one process judges, since a judge need not say the same again."""
 
     def ask() -> np.ndarray:
-        return judge(asked.texts, [[a.text for a in row] for row in answers])
+        return judge(asked.prompts, [[a.text for a in row] for row in answers], asked.known)
 
     return ask() if engine is None else engine.by_main(ask)
 
@@ -143,14 +149,6 @@ def _stats(
     return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
 
 
-def interval(values: np.ndarray) -> list[float]:
-    """95 % Student interval of a mean."""
-    if len(values) < 2 or np.ptp(values) == 0:
-        return [float(np.mean(values))] * 2
-    low, high = distributions.t.interval(0.95, len(values) - 1, values.mean(), distributions.sem(values))
-    return [float(low), float(high)]
-
-
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
@@ -166,11 +164,10 @@ def ranking(batches: Sequence[Pairs]) -> dict[str, Any]:
     parts = [np.stack([np.asarray(v.double().cpu()) for v in _columns(b)]) for b in batches]
     margin, longer = np.concatenate(parts, axis=1)
     right = (margin > 0) + 0.5 * (margin == 0)
-    wilson = distributions.binomtest(round(float(right.sum())), len(right)).proportion_ci(method="wilson")
     told = longer != 0
     chooses_longer = (margin * longer > 0) + 0.5 * (margin == 0)
     return {
-        "pair accuracy": float(right.mean()), "pair accuracy 95 %": [float(wilson.low), float(wilson.high)],
+        "pair accuracy": float(right.mean()), "pair accuracy 95 %": list(wilson(float(right.sum()), len(right))),
         "margin": float(margin.mean()), "median margin": float(np.median(margin)),
         "accuracy, longer chosen": _mean(right[longer > 0]), "accuracy, shorter chosen": _mean(right[longer < 0]),
         "prefers longer": _mean(chooses_longer[told]), "labels prefer longer": _mean((longer > 0)[told]),

@@ -16,6 +16,7 @@ from metier.core.batch import Pairs
 from metier.core.config import Run
 from metier.core.data.encode import Encoder
 from metier.core.errors import UsageError
+from metier.core.intervals import wilson
 from metier.core.scores import evaluating
 from metier.core.yamlfile import Document
 
@@ -101,8 +102,9 @@ def _answered(session: Any, given: Generate) -> dict[str, Any]:
     if not found or not hasattr(found[0], "prompt"):
         raise UsageError("the held-out data have no prompts to answer", hint="Use preference, prompt-completion or ranked data.")
     encoder = Encoder(ctx.bundle.tokenizer, max_length=ctx.run.data.max_length, truncate="error", on_empty="error")
-    prompts = list(dict.fromkeys(e.prompt for e in found))[: given.prompts]
-    asked = ask(encoder, prompts, number=given.answers, max_new_tokens=given.max_new_tokens, seed=ctx.run.train.seed)
+    asked = ask(
+        encoder, found, limit=given.prompts, number=given.answers, max_new_tokens=given.max_new_tokens, seed=ctx.run.train.seed
+    )
     reference, start, switched = at_start(ctx)
     judge = others = None
     if given.reward is not None:
@@ -119,10 +121,7 @@ def _extended(metrics: dict[str, float], kind: str, examples: int) -> dict[str, 
     if kind == "Tokens":
         out["perplexity"] = math.exp(min(metrics["loss"], 700.0))
     if "accuracy" in metrics and kind in ("Labels", "Pairs", "Rewards"):
-        from scipy.stats import binomtest
-
-        interval = binomtest(round(metrics["accuracy"] * examples), examples).proportion_ci(method="wilson")
-        out["accuracy 95 %"] = [float(interval.low), float(interval.high)]
+        out["accuracy 95 %"] = list(wilson(metrics["accuracy"] * examples, examples))
     return out
 
 

@@ -23,21 +23,21 @@ def choose(
 ) -> None:
     """Set the model's attention as ``train.attention`` says; the model is on its device.
 
-    ``auto`` leaves what the model was loaded with, except for ``grouped`` rows that nothing has ``watched``: on CUDA flex
-    attention is tried, forward and backward, and kept when it computes the same; elsewhere SDPA is called by segments
-    where that pays. Raises ``UsageError`` when a named implementation cannot be set.
+    ``auto`` leaves what the model was loaded with, except for ``grouped`` rows: on CUDA, unless something ``watched`` reads
+    the masks, flex attention is tried, forward and backward, and kept when it computes the same; elsewhere SDPA is called by
+    segments where that pays. Raises ``UsageError`` when a named implementation cannot be set.
     """
     if wanted == "flex" and not on_cuda(model):
         notice(f"flex attention has no backward pass on this device: {model.config._attn_implementation} is used")
     elif wanted != "auto":
         if why := _set(model, NAMES[wanted]):
             raise UsageError(f"{model.config.model_type} cannot use {wanted} attention: {why}", where="train.attention")
-    elif not grouped or watched or takes_groups(model) is not None:
+    elif not grouped or takes_groups(model) is not None:
         return
     elif not on_cuda(model):
         if model.config._attn_implementation == "sdpa":
             _set(model, segments.NAME)
-    else:
+    elif not watched:
         before = model.config._attn_implementation
         if why := _set(model, FLEX) or _tried(model, before):
             _set(model, before)

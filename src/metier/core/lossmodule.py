@@ -19,7 +19,7 @@ from metier.core.forward import is_causal
 from metier.core.layout import Layout
 from metier.core.part import Built
 from metier.core.scores import Reference, drawn_targets, score
-from metier.core.wholebatch import Slopes, carried
+from metier.core.wholebatch import Slopes, carried, policy
 
 TYPES: tuple[type, ...] = (Tokens, Pairs, Rated, Lists, Rewards, Rollouts, Labels)
 
@@ -78,7 +78,8 @@ class LossModule(nn.Module):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's loss and metrics per unit of scored rows; one with a state observes each training step once."""
         if self.training and self._fresh and hasattr(self.objective.obj, "observe"):
-            self.objective.obj.observe(batch)
+            if all(bool(v.isfinite().all()) for v in policy(batch).values()):  # else the guard skips this step
+                self.objective.obj.observe(batch)
             self._fresh = False
         return _with_metrics(self.objective.obj(batch))
 

@@ -76,24 +76,26 @@ class Policy:
     ) -> list[list[Answer]]:  # fmt: skip
         """``number`` answers to each prompt, rendered by the chat template where there is one; no answer is empty.
 
-        ``continued`` are the token ids that the answer to each prompt begins with: the answers are then what follows them.
+        ``continued`` are the token ids that the answer to each prompt begins with: the answers are then what follows them,
+        which may be nothing if something was begun.
         ``mixed`` is the share of the logits of the model at the start, with ``needs=("policy", "reference")``.
         """
         ids = [self.encoder.prompt(p) for p in prompts]
         if continued is not None:
             ids = [np.concatenate([p, begun]).astype(np.int32) for p, begun in zip(ids, continued, strict=True)]
         costs = [float(len(p) + max_new_tokens) for p in ids]
-        return self._together("_sampled", costs, ids, number, max_new_tokens, seed, temperature, top_p, mixed)
+        allow_empty = continued is not None and all(map(len, continued))
+        return self._together("_sampled", costs, ids, number, max_new_tokens, seed, temperature, top_p, mixed, allow_empty)
 
     def _sampled(
         self, share: list[int], ids: Sequence[np.ndarray], number: int, max_new_tokens: int, seed: int, temperature: float,
-        top_p: float, mixed: float,
+        top_p: float, mixed: float, allow_empty: bool,
     ) -> list[list[Answer]]:  # fmt: skip
         """The answers to a share of the prompts."""
         with self.engine.autocast():
             return sample(
                 self.bundle.model, self.bundle.tokenizer, [ids[i] for i in share], number=number, max_new_tokens=max_new_tokens,
-                seed=seed, allow_empty=False, temperature=temperature, top_p=top_p,
+                seed=seed, allow_empty=allow_empty, temperature=temperature, top_p=top_p,
                 mixture=self._mixture(mixed) if mixed else None, numbers=share,
             )  # fmt: skip
 

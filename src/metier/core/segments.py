@@ -18,7 +18,7 @@ from metier.core.layout import Layout
 
 NAME = "segments"
 ATTRIBUTE = "metier_segments"
-WORTH = 2.5
+WORTH = 1.4
 """Pairs of positions in the rows, relative to those in the segments' calls, from which segments are faster."""
 OTHER = ("s_aux", "position_bias", "softcap")
 """Arguments of attention functions that are left to transformers' own."""

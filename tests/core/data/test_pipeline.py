@@ -97,6 +97,17 @@ def test_margins_of_some_pairs_only_are_not_used(tmp_path):
     assert [e.margin for e in found.train["train"]] == [1.0, 1.0]
 
 
+def test_a_mixture_has_margins_everywhere_or_nowhere(tmp_path):
+    """Held-out rows count for themselves: their batches are never joined with those of training."""
+    bare = [{"prompt": "q", "chosen": "a", "rejected": "b"}] * 2
+    with_margin, without = write(tmp_path / "a.jsonl", [{**r, "margin": 1.0} for r in bare]), write(tmp_path / "b.jsonl", bare)
+    found = opened({"a": with_margin, "b": without}, objective="dpo", source={"mix": {}})
+    assert [e.margin for part in found.train.values() for e in part] == [None] * 4
+    found = opened(with_margin, objective="dpo", eval=without)
+    assert [e.margin for e in found.train["train"]] == [1.0, 1.0]
+    assert [e.margin for e in found.held_out] == [None, None]
+
+
 # --- held-out data -------------------------------------------------------------------------------------------
 
 

@@ -25,11 +25,11 @@ DEFAULTS = {
     "alpha-dpo": {"beta": 2.5, "gamma_ratio": 0.6, "alpha": 0.2, "momentum": 0.9, "bias_correction": True, "clip": 3.0},
     "alphapo": {"alpha": 0.25, "beta": 2.5, "gamma": 0.25},  # the paper's for Mistral: γ/β 0.1
     "aot": {"beta": 0.01, "label_smoothing": 0.0},
-    "aot-unpaired": {"beta": 0.1},
+    "aot-unpaired": {"beta": 0.01},
     "apo-down": {"beta": 0.1},
     "apo-zero": {"beta": 0.1},
     "apo-zero-unpaired": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
-    "bco": {"beta": 0.1, "shift": "balanced"},
+    "bco": {"beta": 0.01, "shift": "balanced"},
     "bco-pair": {"beta": 0.01},  # appendix C of the paper
     # the filter of junkangwu/beta-DPO keeps 0.8
     "beta-dpo": {"beta": 0.1, "a": 0.6, "momentum": 0.9, "keep": 1.0, "bias_correction": True},

@@ -10,7 +10,6 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 
 from metier.core import config, models, part
 from metier.core.api import train
@@ -23,18 +22,12 @@ from metier.core.scores import reference_scorer
 from metier.core.session import open_session
 from metier.lab import preferencebench, wordpairs
 from metier.parts.probe._pairs import encoded
-from metier.parts.probe.reward_accuracy import ranked, reward_accuracy, wilson
+from metier.parts.probe.reward_accuracy import ranked, reward_accuracy
 from metier.testing import check_part
 
 
 def test_contract():
     check_part("probe/reward-accuracy")
-
-
-@pytest.mark.parametrize(("wins", "number"), [(0, 10), (7, 10), (10, 10), (731, 1000)])
-def test_wilson(wins, number):
-    interval = binomtest(wins, number).proportion_ci(method="wilson")
-    assert wilson(wins, number) == pytest.approx((interval.low, interval.high), abs=1e-12)
 
 
 def test_ties_count_half_and_what_depends_on_the_prompt_only_changes_nothing():

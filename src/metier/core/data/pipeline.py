@@ -245,6 +245,7 @@ def open_data(resolved: Resolved, engine: Engine, notice: Notice = lambda text: 
         held_out += [replace(e, id=prefix + e.id) for e in held]
     for rows in evaluated:
         held_out += _convert(rows, resolved, lambda _: None, "eval" if data.eval else "eval_split")
+    train, held_out = _all_or_no_margins(train, notice), _all_or_no_margins({"": held_out}, notice)[""]
     source = resolved.source.built if resolved.source else None
     fingerprint = {
         "train": _join(r.fingerprint for r in opened.values()), "eval": _join(r.fingerprint for r in evaluated),
@@ -297,11 +298,17 @@ def _convert(rows: Rows, resolved: Resolved, notice: Notice, key: str) -> list[A
         raise UsageError("data.chunk is for plain text", where=where(("data", "chunk")))
     if "samples" in resolved.needs and data.source is None:
         _check_samples(found, resolved.objective.built.id)
-    with_margin = sum(getattr(e, "margin", None) is not None for e in found)
-    if 0 < with_margin < len(found):
-        notice(f"{rows.name}: only {with_margin} of {len(found)} pairs have a margin; margins are not used")
-        return [replace(e, margin=None) for e in found]
     return found
+
+
+def _all_or_no_margins(parts: dict[str, list[Any]], notice: Notice) -> dict[str, list[Any]]:
+    """The same examples; without margins unless all have one, so that all batches have the same fields."""
+    everything = [e for found in parts.values() for e in found]
+    with_margin = sum(getattr(e, "margin", None) is not None for e in everything)
+    if not 0 < with_margin < len(everything):
+        return parts
+    notice(f"only {with_margin} of {len(everything)} pairs have a margin; margins are not used")
+    return {name: [replace(e, margin=None) for e in found] for name, found in parts.items()}
 
 
 def readable(resolved: Resolved) -> tuple[type, ...]:

@@ -51,11 +51,10 @@ class Answers:
         if not hasattr(found[0], "prompt"):
             raise UsageError(f"{self.prompts} holds {type(found[0]).__name__.lower()} examples, which have no prompt",
                              where="hook/answers.prompts")  # fmt: skip
-        prompts = list(dict.fromkeys(e.prompt for e in found))[: self.limit]
         encoder = Encoder(ctx.bundle.tokenizer, max_length=ctx.run.data.max_length, truncate="error", on_empty="error")
         self._asked = ask(
-            encoder, prompts, number=self.number, max_new_tokens=self.max_new_tokens, temperature=self.temperature,
-            seed=ctx.run.train.seed,
+            encoder, found, limit=self.limit, number=self.number, max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature, seed=ctx.run.train.seed,
         )  # fmt: skip
         if isinstance(found[0], formats.Preference):
             self._items = encoder.all(found[: self.pairs])

@@ -19,7 +19,8 @@ class AlphaDpo:
 
     ``bias_correction``: the moments start at 0 in the authors' code, which makes the first steps' standard deviation tiny
     and M large (it is not clipped there); here they are divided by the weight of the steps so far. A step of one pair
-    moves neither. The released configurations: β 2.5, ratio 0.6, α 0.2. Metrics: rewards ``β a``, ``z``.
+    moves neither. The defaults are the released configuration for Llama 3, one of four: β 2.5 or 10, ratio
+    0.15 to 0.6, α 0.05 or 0.2. Metrics: rewards ``β a``, ``z``.
     """
 
     tags = ("data/quality/gap", "model/generation/length")

@@ -14,14 +14,14 @@ from metier.core.preferences import class_means, log_ratio, rated_metrics
     paper="arXiv:2406.05882, the unpaired variant (uAOT)",
     needs=("reference", "batch"),
 )
-def aot_unpaired(b: Rated, *, beta: Positive = 0.1) -> tuple[Tensor, dict[str, Tensor]]:
+def aot_unpaired(b: Rated, *, beta: Positive = 0.01) -> tuple[Tensor, dict[str, Tensor]]:
     """``∫₀¹ -log σ(β(Q₊(u) - Q₋(u))) du``; ``Q`` are the quantile functions of ``D = log π/π_ref`` by label. Returns ``[B]``.
 
     With as many desirable as undesirable answers in the step this is the mean over pairs of sorted log-ratios, as the paper
     writes it. Otherwise the empirical quantile functions are steps of different widths and the integral is still
     exact, so that no answer is dropped. An answer's loss is the mean over its own share of ``u``; both labels give the
     integral, and the mean over all answers does too. A step that has only one label says nothing: loss 0, and the metric
-    ``one_sided`` is 1.
+    ``one_sided`` is 1. The default β is the paper's (trl's is 0.1).
     """
     ratio = log_ratio(b)
     metrics = {**rated_metrics(beta * ratio, b.label), **class_means(beta * ratio, b.label)}

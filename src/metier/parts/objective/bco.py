@@ -25,14 +25,14 @@ class BCO:
       each has; while one label has not been seen, the other's mean.
     - ``shift="pooled"``: the mean of all rewards, as trl's former BCO trainer does. The two agree when labels are balanced.
 
-    The paper's weights for undesirable prompts that differ from the desirable ones (a classifier on prompt embeddings) are
-    not part of this objective.
+    The default β is the paper's (trl's former trainer has 0.1). Its weights for undesirable prompts that differ from the
+    desirable ones (a classifier on prompt embeddings) are not part of this objective.
     """
 
     tags = ("data/feedback/point",)
     reads = Rated
 
-    def __init__(self, *, beta: Positive = 0.1, shift: Literal["balanced", "pooled"] = "balanced") -> None:
+    def __init__(self, *, beta: Positive = 0.01, shift: Literal["balanced", "pooled"] = "balanced") -> None:
         self.beta, self.pooled = beta, shift == "pooled"
         self._total = {True: 0.0, False: 0.0}
         self._count = {True: 0, False: 0}

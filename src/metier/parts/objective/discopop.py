@@ -18,8 +18,8 @@ def discopop(b: Pairs, *, beta: Positive = 0.1, tau: Positive = 0.05) -> tuple[T
 
     Logistic for wrong pairs, exponential for right ones. It is not monotone: at the default τ it rises on about
     ``-0.119 < z < 0.071``. At the start, 0.8466 with slope ``+0.784`` in z, the margin therefore first goes *down*.
-    The exponent is kept below 80, where the weight is 0 long since; without this very wrong pairs give 0 · inf in
-    float32, as they do in other implementations.
+    The released recipes train with β 0.05. The exponent is kept below 80, where the weight is 0 long since; without this
+    very wrong pairs give 0 · inf in float32, as they do in other implementations.
     """
     chosen, rejected = (beta * d for d in log_ratios(b))
     z = chosen - rejected

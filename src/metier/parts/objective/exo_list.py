@@ -16,8 +16,8 @@ def exo_list(b: Lists, *, beta: Positive = 0.1, beta_r: Positive = 0.1) -> tuple
     """``KL( softmax(β log π/π_ref) ‖ softmax(score / β_r) )`` over the answers of a list. Returns ``[B]``.
 
     The policy's distribution comes first (mode seeking), unlike InfoNCA. Zero when rewards and ``score / β_r`` agree up to a
-    constant; the gradient fades where the policy is confidently wrong. ``β_r`` follows the scale of the scores; the
-    defaults are as remembered.
+    constant; the gradient fades where the policy is confidently wrong. ``β_r`` follows the scale of the scores. The
+    defaults are those of the authors' IMDb script; their others have 0.5 for both.
     """
     reward = beta * log_ratio(b)
     logp, logq = log_softmax(reward, b.present), log_softmax(b.score / beta_r, b.present)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metier.core.batch import Pairs, Rewards
 from metier.core.errors import UsageError
+from metier.core.intervals import wilson
 from metier.core.layout import Layout
 from metier.core.part import Count, part
 from metier.core.preferences import log_ratios, means
@@ -17,14 +18,6 @@ from metier.core.scores import score
 from metier.parts.probe._pairs import encoded, paired
 
 Array = np.ndarray
-Z95 = 1.959963984540054
-
-
-def wilson(wins: float, number: int) -> tuple[float, float]:
-    """95 % interval (Wilson, 1927) of a share ``wins / number``; ties may count halves."""
-    share, z2 = wins / number, Z95**2 / number
-    half = Z95 * float(np.sqrt(share * (1 - share) / number + z2 / (4 * number)))
-    return (share + z2 / 2 - half) / (1 + z2), (share + z2 / 2 + half) / (1 + z2)
 
 
 def ranked(chosen: Array, rejected: Array) -> dict[str, Any]:

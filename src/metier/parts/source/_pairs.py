@@ -8,6 +8,9 @@ import numpy as np
 from metier.core import part as parts
 from metier.core.config import PartRef
 from metier.core.data.examples import Message, Preference, Prompt
+from metier.core.judging import judged, known_answers, plain
+
+__all__ = ["choose", "judged", "known_answers", "last", "plain", "preference", "reward_of", "with_last", "with_system"]
 
 Builder = Literal["all", "top-random", "top-bottom"]
 Pair = tuple[int, int]
@@ -55,28 +58,6 @@ def preference(e: Any, prompt: Prompt, texts: Sequence[str], scores: Sequence[fl
 def reward_of(ref: PartRef, owner: str, option: str) -> Any:
     """The reward part that an option of a source names."""
     return parts.build("reward", ref, where=lambda o: f"{owner}, option {option}{', option ' + o if o else ''}").obj
-
-
-def judged(reward: Any, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], answers: list[str] | None) -> list[np.ndarray]:
-    """What a reward says of each prompt's answers: for each ``[K]`` float64, of any K.
-
-    Conversations are given as such to rewards that take them, else as their text.
-    """
-    bare = getattr(reward, "func", reward)  # of a function its options are bound by a partial
-    asked = list(prompts) if getattr(bare, "takes_messages", False) else [plain(p) for p in prompts]
-    found = reward(asked, [list(t) for t in texts], answers)
-    return [np.asarray(row[: len(t)], np.float64) for row, t in zip(found.tolist(), texts, strict=True)]
-
-
-def plain(prompt: Prompt) -> str:
-    """A prompt as text: a single turn as it is, several with an empty line between them."""
-    return prompt if isinstance(prompt, str) else "\n\n".join(m.content for m in prompt)
-
-
-def known_answers(found: Sequence[Any]) -> list[str] | None:
-    """The right answers that examples bring in ``answer`` of their row; ``None`` unless all do."""
-    answers = [e.meta.get("answer") for e in found]
-    return [str(a) for a in answers] if answers and all(a is not None for a in answers) else None
 
 
 def with_system(prompt: Prompt, system: str) -> Prompt:
