@@ -153,7 +153,7 @@ def posterior_mean(
 
     Momenta have the curvature at the mode as their mass, so that the target is nearly isotropic; the step is tuned in the
     warm-up for 80 % acceptance (or more), then varied by ±20 %. The kinks of the prior cost acceptance, not exactness. The paper
-    took 2000 draws after a warm-up of 500, in as many chains, with NUTS; fewer are the default here: ``ess`` says if they suffice.
+    took 2000 draws after a warm-up of 500 (4 chains, NUTS); fewer are the default here, and ``ess`` says if they suffice.
     """
     d, y, _ = _checked(d, y, None)
     mode = l1_logistic(d, y, scale=scale)

@@ -1,6 +1,7 @@
 """A run assembled: model, adapter, data, optimizer, listeners and folder, ready for the loop."""
 
 import contextlib
+import hashlib
 import json
 import tempfile
 import time
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metier.core import engine as engines
-from metier.core import kernel, models, resolve, separate
+from metier.core import kernel, models, resolve, separate, trained
 from metier.core.clock import Clock
 from metier.core.config import Run
 from metier.core.context import Context, derive_seed
@@ -240,16 +241,37 @@ def _reference(resolved: Resolved, bundle: models.Bundle, attached: Any, engine:
     """The reference model: the adapter switched off, or a frozen second model."""
     if "reference" not in resolved.needs:
         return None
-    if resolved.run.reference is None and attached is not None:
-        return ReferenceModel(reference_scorer(bundle.model, attached.disabled), bundle.name, bundle.fingerprint)
-    name = resolved.run.reference or resolved.run.model
-    loaded = models.load(name, dtype=_dtype(resolved.run.dtype), seed=resolved.run.train.seed)
+    found = _frozen(resolved, bundle, attached, engine)
+    if engine.sharded and any(getattr(b.built.obj, "moves_reference", False) for b in resolved.parts()):
+        found.prepare(bundle.model)
+    return found
+
+
+def _frozen(resolved: Resolved, bundle: models.Bundle, attached: Any, engine: engines.Engine) -> ReferenceModel:
+    run = resolved.run
+    if run.reference is None and attached is not None:
+        score = reference_scorer(bundle.model, attached.disabled)
+        return ReferenceModel(score, bundle.name, _start_fingerprint(resolved, bundle))
+    if run.reference is None:
+        loaded = trained.at_start(run, device=engine.device)
+    else:
+        loaded = models.load(run.reference, dtype=_dtype(run.dtype), seed=run.train.seed)
     frozen = loaded.model.to(engine.device).requires_grad_(False).eval()
     kernel.follow(frozen, bundle.model)
     score = reference_scorer(frozen, contextlib.nullcontext)
-    if resolved.run.reference is not None:  # perhaps of another family than the model
-        score = separate.scorer(frozen, score, loaded.tokenizer.pad_token_id or 0)
-    return ReferenceModel(score, name, loaded.fingerprint)
+    if run.reference is None:
+        return ReferenceModel(score, run.model, _start_fingerprint(resolved, loaded))
+    score = separate.scorer(frozen, score, loaded.tokenizer.pad_token_id or 0)  # perhaps of another family than the model
+    return ReferenceModel(score, run.reference, loaded.fingerprint)
+
+
+def _start_fingerprint(resolved: Resolved, bundle: models.Bundle) -> str:
+    """Of the model at the start: of what was loaded, and of the model parts that have changed it since."""
+    if not resolved.transforms:
+        return bundle.fingerprint
+    changes = [f"{b.built.id} {sorted(b.built.options.items())}" for b in resolved.transforms]
+    told = json.dumps([bundle.fingerprint, changes, resolved.run.train.seed])
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def _kept_scores(

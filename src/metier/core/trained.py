@@ -34,7 +34,7 @@ class Trained:
 
     @cached_property
     def _original(self) -> nn.Module:
-        return _load_base(self.run, "lm", 0).model.to(self.device).eval()
+        return at_start(self.run).model.to(self.device).eval()
 
     @contextlib.contextmanager
     def base(self) -> Iterator[Any]:
@@ -105,18 +105,19 @@ def load_with_adapter(run: Run, folder: Path) -> tuple[models.Bundle, Attached]:
 def _with_adapter(run: Run, folder: Path, fingerprint: str | None) -> tuple[models.Bundle, Attached]:
     from metier.core.adapterfile import task
 
-    bundle = _load_base(run, *task(folder))
+    bundle = at_start(run, *task(folder))
     if fingerprint is not None and bundle.fingerprint != fingerprint:
         raise MetierError(f"the base model {run.model} is not the one that the run was trained from")
     attached = load_adapter(bundle.model, folder)
     return models.replace_model(bundle, attached.model), attached
 
 
-def _load_base(run: Run, task: str, labels: int) -> models.Bundle:
-    """The model as training found it, the run's transforms applied."""
+def at_start(run: Run, task: str = "lm", labels: int = 0, device: Any = "cpu") -> models.Bundle:
+    """The model as training found it, the run's transforms applied, on ``device``."""
     bundle = models.load(
         run.model, task=task, num_labels=labels or 2, dtype=dtype_of(run), seed=run.train.seed,  # type: ignore[arg-type]
     )  # fmt: skip
+    bundle.model.to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(run.train.seed, "init"))
         return models.transformed(bundle, [resolve.bind("model", r).built.obj for r in run.transform], run.transform)

@@ -112,6 +112,7 @@ def test_every_format_is_tested():
 def test_meta_holds_what_the_format_does_not_use():
     assert convert({"text": "t", "url": "u", "n": 1}, "text").meta == {"url": "u", "n": 1}
     assert convert(GRADED, "graded-solutions").meta == {"ground_truth": "g"}
+    assert convert({"question": "q", "answer": "a", "n": 1}, "question-answer").meta == {"n": 1, "answer": "a"}
     pair = {"prompt": "p", "chosen": "c", "rejected": "r", "margin": 1, "source": "x"}
     assert convert(pair, "preference").meta == {"source": "x"}
 

@@ -4,9 +4,11 @@ Bugs it is meant to catch: wins of the row counted for the column, prompts mixed
 """
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from metier.core import part
 from metier.core.errors import UsageError
@@ -65,23 +67,22 @@ def test_right_answers_reach_the_judge(tmp_path):
     assert seen["winner"] == 1
 
 
-def test_conversations_reach_judges_that_read_them(tmp_path):
+@pytest.mark.parametrize("takes", [True, False])
+def test_conversations_reach_judges_that_read_them(tmp_path, monkeypatch, takes):
     """In both orders of every pair; a judge that takes texts is given the text."""
-    file = tmp_path / "judge.py"
-    file.write_text(
-        "def turns(prompts, completions, answers):\n"
-        "    assert all([m.role for m in p] == ['system', 'user'] for p in prompts), prompts\n"
-        "    return [[float(len(c)) for c in row] for row in completions]\n"
-        "turns.takes_messages = True\n"
-        "def text(prompts, completions, answers):\n"
-        "    assert all(isinstance(p, str) for p in prompts), prompts\n"
-        "    return [[float(len(c)) for c in row] for row in completions]\n"
-    )
+
+    def longer(prompts, completions, answers):
+        asked.extend(prompts)
+        return torch.tensor([[float(len(c)) for c in row] for row in completions])
+
+    longer.takes_messages, asked = takes, []
+    monkeypatch.setattr("metier.parts.probe.condorcet.build", lambda kind, ref: SimpleNamespace(obj=longer))
     prompt = [{"role": "system", "content": "S"}, {"role": "user", "content": "u"}]
     where = write(tmp_path / "l.jsonl", [{"prompt": prompt, "completions": ["a", "aaa", "aa"], "scores": [3.0, 1.0, 2.0]}])
-    for name in ("turns", "text"):
-        (seen,) = probed(where, judge={"python": {"function": f"{file}:{name}"}})["rows"]
-        assert (seen["winner"], seen["loser"]) == (1, 0)
+    (seen,) = probed(where, judge="length")["rows"]
+    assert (seen["winner"], seen["loser"]) == (1, 0)
+    assert len(asked) == 6
+    assert all((type(p) is tuple and [m.role for m in p] == ["system", "user"]) if takes else "u" in p for p in asked)
 
 
 def test_pairs_are_counted_by_prompt(tmp_path):

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from metier import train
-from metier.core import part
+from metier.core import models, part
+from metier.core.data.encode import Encoder
 from metier.core.data.examples import Completion, Preference, Prompted
 from metier.core.sample import Answer
 from metier.lab import wordpairs, words
@@ -31,6 +32,7 @@ class Made:
     reference = None
 
     def __init__(self, says, logps=None, initial=None, folder=Path()):
+        self.encoder = Encoder(models.tokenizer_of("lab/words-sft"), max_length=64, truncate="error", on_empty="error")
         self.says, self.calls, self.folder = says, [], folder
         self.logps, self.initial_logps = (_scored(f) for f in (logps, initial))
 

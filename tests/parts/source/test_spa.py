@@ -22,14 +22,17 @@ from _answering import (
     rounds,
     rows_of,
     word_run,
+    write,
 )
 
 from metier import train
+from metier.core import models
+from metier.core.data.encode import Encoder
 from metier.core.errors import UsageError
 from metier.core.klestimate import answer_stats
 from metier.core.trained import open_run
-from metier.lab import preferencebench
-from metier.parts.source.spa import judged
+from metier.lab import preferencebench, wordpairs
+from metier.parts.source.spa import fitting, judged
 from metier.testing import check_part
 
 
@@ -91,6 +94,36 @@ def test_a_model_that_equals_its_start_labels_nothing(tmp_path):
     same = Made(lambda p, n, c: ["w", "w"], logps=lambda p, a: 0.0, initial=lambda p, a: 0.0)
     with pytest.raises(UsageError, match="two different usable"):
         rounds(build("spa"), prompted(2), same)
+
+
+@pytest.mark.parametrize("truncate", ["drop", "error", "right", "left-prompt"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_does_not_fit_behind_its_prompt_is_no_answer(tmp_path, truncate, finished):
+    """Prompts of like lengths leave a few tokens of ``data.max_length``; what is longer would end the run."""
+    short = [r for r in wordpairs.pairs(64, 1) if max(_length(r, k) for k in ("chosen", "rejected")) <= 16]
+    data = {"seeds": write(tmp_path / "pairs.jsonl", short[:16]), "prompts": prompts_file(tmp_path, 60)}
+    assert len(short) >= 16
+    own = {"seed_epochs": 2, "max_new_tokens": 40, "number": 4, "finished": finished}
+    run = word_run(data, {"spa": own}, {"spa": {"window": 16}}, steps=9, batch=4)
+    run["data"] |= {"max_length": 16, "truncate": truncate}
+    train(run, out=tmp_path / "run", quiet=True)
+    made = rows_of(tmp_path / "run", 2)
+    longest = max(_length(r, k) for r in made for k in ("chosen", "rejected"))
+    assert longest > 16 if truncate in ("right", "left-prompt") else 14 <= longest <= 16
+
+
+def _length(row, key):
+    """Tokens of the prompt and an answer with its end."""
+    return len(preferencebench.encode([row["prompt"]])[0]) + len(preferencebench.encode([row[key]], end=True)[0])
+
+
+def test_answers_that_cutting_makes_equal_are_none():
+    encoder = Encoder(models.tokenizer_of("lab/words-sft"), max_length=4, truncate="right", on_empty="error")
+    assert fitting(encoder, "the fox", ["is kind", "is ugly"]) == ["is kind", "is ugly"]
+    assert fitting(encoder, "the fox", ["is kind today", "is kind"]) == []
+    assert fitting(encoder, "the fox is", ["kind and happy", "kind and sad"]) == []
+    assert fitting(encoder, "the fox is so kind", ["a", "b"]) == []
+    assert (encoder.truncate, encoder.on_empty) == ("right", "error")
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,15 @@ def test_each_aspect_sees_all_answers_in_an_order_of_its_own(mine):
     assert x != y
 
 
+def test_rows_without_an_id_have_orders_of_their_own_too(mine):
+    source = build("ultrafeedback", aspects={"x": mine("letters")})
+    rows = [Ranked(f"p{i}", ("b", "ab", "aab", "aaab"), (0.0,) * 4) for i in range(30)]
+    made = list(source.stream({"train": rows}, epoch=0, rng=np.random.default_rng(0), progress=lambda: 0.0))
+    (shown,) = source.judges["x"].function.__globals__["CALLS"]
+    assert len(shown) == len(made) == 30, "equal answers to another prompt are judged anew"
+    assert len({tuple(row) for row in shown}) > 10
+
+
 def test_a_liking_for_a_place_is_not_a_liking_for_an_answer(mine):
     """A judge that rates by place alone: the first answer of the row is chosen as often as others."""
     made = drawn({"aspects": {"place": mine("place")}, "builder": "top-bottom"}, lists(400))
@@ -265,7 +274,7 @@ def test_principles_are_told_to_the_model_and_not_kept():
 
 
 def test_unfinished_and_blank_answers_are_left_out():
-    policy = Made(lambda p, n, c: [("long " * 5, False) if p == "p0" else " " if p == "p1" else f"{'x ' * (c + 1)}"])
+    policy = Made(lambda p, n, c: [("long " * (c + 5), False) if p == "p0" else " " if p == "p1" else f"{'x ' * (c + 1)}"])
     (made,) = rounds(build("ultrafeedback", aspects={"n": "length"}, sample=2, temperatures=[1.0, 0.5]), prompted(3), policy)
     assert [e.prompt for e in made] == ["p2"]
 

@@ -15,7 +15,7 @@ from metier.core.part import Count, NonNegative, part
 from metier.core.policy import Policy
 from metier.parts.source._pairs import Builder, choose, known_answers, preference, reward_of
 from metier.parts.source._pool import Pool, completions
-from metier.parts.source._ratings import Answered, answered, fine_score, rate, repaired
+from metier.parts.source._ratings import Answered, answered, fine_score, rate, repaired, row_name
 from metier.parts.source._rounds import everything, in_turn
 
 ID = "source/ultrafeedback"
@@ -94,7 +94,7 @@ class Ultrafeedback:
 
     def _judged(self, block: list[Any], found: list[Answered]) -> list[np.ndarray]:
         """The score of every answer; each row is judged once."""
-        keys = [(e.id, a.texts) for e, a in zip(block, found, strict=True)]
+        keys = [(row_name(e, a), a.texts) for e, a in zip(block, found, strict=True)]
         new = [i for i, key in enumerate(keys) if key not in self._scores]
         if new:
             scores = self._asked([block[i] for i in new], [found[i] for i in new])
@@ -126,7 +126,7 @@ class Ultrafeedback:
     def _rated(self, name: str, judge: Any, block: list[Any], found: list[Answered]) -> list[np.ndarray]:
         """One judge's ratings; its order of the answers depends on the row only, so that a resumed run judges alike."""
         orders = [
-            np.random.default_rng(derive_seed("order", self.seed, name, e.id)).permutation(len(a.texts))
+            np.random.default_rng(derive_seed("order", self.seed, name, row_name(e, a))).permutation(len(a.texts))
             for e, a in zip(block, found, strict=True)
         ]
         return rate(judge, [a.prompt for a in found], [a.texts for a in found], known_answers(block), orders)
