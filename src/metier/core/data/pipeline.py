@@ -302,13 +302,17 @@ def _convert(rows: Rows, resolved: Resolved, notice: Notice, key: str) -> list[A
 
 
 def _all_or_no_margins(parts: dict[str, list[Any]], notice: Notice) -> dict[str, list[Any]]:
-    """The same examples; without margins unless all have one, so that all batches have the same fields."""
-    everything = [e for found in parts.values() for e in found]
-    with_margin = sum(getattr(e, "margin", None) is not None for e in everything)
-    if not 0 < with_margin < len(everything):
+    """The same examples; pairs without margins unless all have one, so that all batches have the same fields."""
+    pairs = [e for found in parts.values() for e in found if isinstance(e, formats.Preference)]
+    with_margin = sum(e.margin is not None for e in pairs)
+    if not 0 < with_margin < len(pairs):
         return parts
-    notice(f"only {with_margin} of {len(everything)} pairs have a margin; margins are not used")
-    return {name: [replace(e, margin=None) for e in found] for name, found in parts.items()}
+    notice(f"only {with_margin} of {len(pairs)} pairs have a margin; margins are not used")
+
+    def bare(e: Any) -> Any:
+        return replace(e, margin=None) if isinstance(e, formats.Preference) else e
+
+    return {name: [bare(e) for e in found] for name, found in parts.items()}
 
 
 def readable(resolved: Resolved) -> tuple[type, ...]:
