@@ -65,7 +65,7 @@ def leaderboards(facts: Facts) -> str:
 
     out = [
         "# Leaderboards",
-        "Every part of a kind on the same lab model and data, each with its own search of equal size. Tiny models and short "
+        "Every part of a kind on the same lab model and data, each with its own search by the same rule. Tiny models and short "
         "runs: a ranking here says what is sound and roughly where it stands, not what wins at scale. Times were taken with "
         "two runs side by side and are rough.",
     ]
