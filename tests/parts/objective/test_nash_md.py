@@ -92,6 +92,16 @@ def test_by_token_it_is_trls(tau):
     np.testing.assert_allclose(slope, np.concatenate(slopes), rtol=1e-10)
 
 
+def test_as_trl_computes_it():
+    """Recorded from ``NashMDTrainer._compute_losses`` of trl 0.19.1, and the slopes of its sum: two answers, of 3 tokens each."""
+    rows = [[([-1.0, -2.5, -0.5], [-1.5, -2.0, -0.75])], [([-3.0, -0.25, -1.5], [-2.0, -1.25, -1.0])]]
+    b, leaf = batch([[tuple(map(np.array, pair)) for pair in row] for row in rows], [np.array([0.3]), np.array([-0.2])])
+    loss, _ = build(tau=0.1, per="token")(b)
+    (slope,) = torch.autograd.grad(loss.sum(), leaf)
+    assert loss.sum().item() == pytest.approx(0.6625, rel=1e-12)
+    np.testing.assert_allclose(slope, [-0.25, -0.35, -0.275, 0.1, 0.3, 0.15], rtol=1e-12)
+
+
 def test_answers_of_one_token_have_one_form():
     rows = [[(o[:1], r[:1]) for o, r in row] for row in TOKENS]
     for a, b in zip(*(build(tau=0.7, per=p)(batch(rows)[0]) for p in ("sequence", "token")), strict=True):
