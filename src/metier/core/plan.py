@@ -11,7 +11,7 @@ from typing import Any
 from metier.core import config, resolve
 from metier.core.config import Run
 from metier.core.data import preview
-from metier.core.data.pipeline import activation_bytes
+from metier.core.data.budget import activation_bytes
 from metier.core.engine import peak_memory, reset_peak_memory
 
 SHOWN = 2

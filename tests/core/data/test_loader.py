@@ -435,7 +435,7 @@ def test_a_tiny_model_takes_padding_and_a_large_one_does_not():
 
     import torch
 
-    from metier.core.data.pipeline import spare_tokens
+    from metier.core.data.budget import spare_tokens
 
     def model(size):
         return SimpleNamespace(parameters=lambda: [torch.empty(size, device="meta")])

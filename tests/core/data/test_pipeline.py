@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from metier.core import config, models
-from metier.core.data import pipeline
+from metier.core.data.budget import token_budget
 from metier.core.data.pipeline import open_data
 from metier.core.engine import Engine
 from metier.core.errors import UsageError
@@ -339,7 +339,7 @@ def test_labels_that_cannot_be_learnt(tmp_path, labels, held, message):
 
 def test_token_budget_follows_the_size_of_the_model():
     small, large = (models.load(n).model.config for n in ("lab/llama-50k", "lab/llama-6m"))
-    assert pipeline.token_budget(small, "cpu") >= pipeline.token_budget(large, "cpu") >= 512
+    assert token_budget(small, "cpu") >= token_budget(large, "cpu") >= 512
 
 
 @pytest.mark.real

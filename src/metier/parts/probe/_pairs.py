@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from metier.core.data import formats
+from metier.core.data.budget import token_budget
 from metier.core.data.derive import derive
 from metier.core.data.encode import Encoder
 from metier.core.data.loader import Shape
-from metier.core.data.pipeline import token_budget
 from metier.core.data.rows import open_rows
 from metier.core.errors import UsageError
 from metier.core.forward import hidden_states
