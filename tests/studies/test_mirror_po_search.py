@@ -1,7 +1,7 @@
 """The search of the mirror-po study: what is searched is what is written, and it starts near DPO.
 
 Bugs it is meant to catch: curves of the population exchanged, a slope or weight lost on the way into the file, chosen and
-rejected places mixed up, β counted twice.
+rejected places mixed up, β counted twice, runs of another loss read back.
 """
 
 import numpy as np
@@ -45,6 +45,12 @@ def test_the_start_is_nearly_dpo():
     for ours, theirs in zip(*slopes, strict=True):
         cosine = torch.nn.functional.cosine_similarity(ours, theirs).item()
         assert cosine > 0.95
+
+
+def test_another_loss_has_another_file():
+    vector = np.zeros(27)
+    first, again = (study.named(BENCH.coefficients(vector, False)) for _ in range(2))
+    assert first == again != study.named(BENCH.coefficients(vector + 1e-3, False))
 
 
 def test_tasks():

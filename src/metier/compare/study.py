@@ -1,17 +1,20 @@
 """Studies of a card: several predictions checked together, written down as one finding.
 
 ``metier/studies/<card>.py`` holds ``PARTS`` (whose code the study is about), ``CLAIM`` (the sentence of the paper that is
-tested) and ``run(study) -> Outcome``. What a study trains is kept in its folder, so an interrupted one goes on.
+tested) and ``run(study) -> Outcome``. What a study trains is kept in its folder, so an interrupted one goes on; what other code
+left there is set aside (``compare/kept.py``), so all figures of a finding are of the code that it names.
 """
 
 import importlib
+import inspect
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from metier.catalog.status import code_hash
+from metier.compare.kept import kept, sources, stamp
 from metier.compare.results import ComparisonResult
 from metier.core import part
 from metier.core.errors import unknown
@@ -20,6 +23,7 @@ from metier.core.runfolder import command_line, environment, finite, write_json
 HOME = Path(__file__).resolve().parents[1] / "studies"
 ROOT = Path(__file__).resolve().parents[3]
 Word = Literal["holds", "partly", "against"]
+CHANGED = "The code that the figures depend on was changed while the study ran: run it again."
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,27 @@ def run(name: str, *, quick: bool = False, folder: str | Path | None = None, qui
     """
     module = load(name)
     where = Path(folder or Path("comparisons") / "study" / (f"{name}-quick" if quick else name))
-    where.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    outcome: Outcome = module.run(Study(where, quick, quiet))
+    code, about = _code(module, quick), _about(module)
+    with kept(where, code, own=folder is None, quiet=quiet) as used:
+        outcome: Outcome = module.run(Study(where, quick, quiet))
+    if _code(module, quick) != code:
+        outcome = replace(outcome, notes=[*outcome.notes, CHANGED])
     place = ROOT / "findings" / "study" / f"{name}.json"
     if quick or not (ROOT / "pyproject.toml").is_file():
         place = where / "finding.json"
-    write_json(place, record(name, module, outcome, time.monotonic() - began))
+    write_json(place, record(name, module, outcome, used.seconds, about))
     return outcome, place
+
+
+def _code(module: Any, quick: bool) -> str:
+    """A hash of all that the figures of a study depend on."""
+    parts = [Path(part.find(p).path) for p in module.PARTS]
+    return stamp(sources([Path(inspect.getfile(module)), *parts]), quick)
+
+
+def _about(module: Any) -> str:
+    """A hash of the parts a finding is about."""
+    return code_hash(part.find(p).path for p in module.PARTS)
 
 
 def load(name: str) -> Any:
@@ -108,15 +125,14 @@ def load(name: str) -> Any:
     return importlib.import_module(f"metier.studies.{name.replace('-', '_')}")
 
 
-def record(name: str, module: Any, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    """The finding of a study, as it is stored."""
-    sources = [part.find(p).path for p in module.PARTS]
+def record(name: str, module: Any, outcome: Outcome, seconds: float, about: str) -> dict[str, Any]:
+    """The finding of a study, as it is stored: ``seconds`` of all calls, ``about`` the hash of its parts when it began."""
     found = {
         "study": name, "claim": module.CLAIM, "verdict": outcome.verdict, "text": outcome.text,
         "checks": [asdict(c) for c in outcome.checks], "figures": dict(outcome.figures), "notes": list(outcome.notes),
         "parts": list(module.PARTS), "method": (module.__doc__ or "").strip(), "seconds": round(seconds),
         "environment": environment(), "commands": [" ".join(command_line())],
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "code_hash": code_hash(sources),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "code_hash": about,
     }  # fmt: skip
     return finite(found)
 

@@ -76,6 +76,8 @@ class Policy:
     ) -> list[list[Answer]]:  # fmt: skip
         """``number`` answers to each prompt, rendered by the chat template where there is one; no answer is empty.
 
+        A row of data holds no empty answer, so the end token is barred from the first place: answers are of the model
+        renormalised on the others, and a gradient that is right only on the model's own answers must allow for it.
         ``continued`` are the token ids that the answer to each prompt begins with: the answers are then what follows them,
         which may be nothing if something was begun.
         ``mixed`` is the share of the logits of the model at the start, with ``needs=("policy", "reference")``.

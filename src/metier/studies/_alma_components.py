@@ -19,13 +19,13 @@ from metier.studies import _self_training as own
 
 NOISY = """import numpy as np
 
-from metier.lab.words import lexicon
+from metier.lab.words import quality
 
 rng = np.random.default_rng({seed})
 
 
 def grade(prompt, answer):
-    return float(np.clip(np.rint(4.5 + 3 * lexicon(prompt, answer) + rng.normal(0, {noise})), 1, 8))
+    return float(np.clip(np.rint(4.5 + 3 * quality(prompt, answer) + rng.normal(0, {noise})), 1, 8))
 
 
 def judge(prompts, completions, answers):
@@ -87,7 +87,7 @@ def best_of_pool(pool: Sequence[Any], total: int, prompts: Sequence[str], seed: 
     for i, (model, number) in enumerate(zip(pool, _alma.shares(total, len(pool)), strict=True)):
         drawn = preferencebench.draw(model, prompts, number, seed=seed + i)
         found = [a + b for a, b in zip(found, drawn, strict=True)]
-    return own.mean(max(words.lexicon(p, t) for t in texts) for p, texts in zip(prompts, found, strict=True))
+    return own.mean(max(own.GOLD(p, t) for t in texts) for p, texts in zip(prompts, found, strict=True))
 
 
 # --- judges ---------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def judges(study: Study, base: models.Bundle) -> tuple[list[Check], dict[str, An
     })  # fmt: skip
     distilled = part.build("reward", {"reward-model": {"model": str(head), "device": "cpu"}}).obj
     held = _two_answers(base, test, "held-out")
-    gold = np.array([[words.lexicon(p, a) for a in pair] for p, pair in zip(*held, strict=True)])
+    gold = np.array([[own.GOLD(p, a) for a in pair] for p, pair in zip(*held, strict=True)])
     scores = {"raw": _grades(judge, *held, 1), "distilled": _grades(distilled, *held, 1), "averaged": _grades(judge, *held, 16)}
     found = accuracies(gold, scores)
     ordered, gap = found["raw"] < found["distilled"] <= found["averaged"], found["distilled"] - found["raw"]

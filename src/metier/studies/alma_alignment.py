@@ -2,15 +2,17 @@
 
 Prompts: SmolLM2-135M-instruct (no base model is at hand) continues four of 16 short tasks, drawn anew for each of 40 calls or the
 same for all. Pool: 16 answers of the word model and of three trained on 64 labelled pairs for ever longer, against 16 of one
-of the four, on the average; 128 prompts. Judge: eight integer grades with noise (a single one orders about six pairs in ten
-rightly), the mean of 16, and a reward model trained on 1200 pairs labelled by such means; 500 held-out pairs.
-Loop: four rounds, each a run of 20 steps of 24 pairs from the start, on 120 new prompts a pass with a pool of 8 of the start and
-all earlier rounds, eight grades to an answer; without the averaging a single grade; without diversity only the newest earlier
-round beside the start. The learning rate of each is chosen among three by two rounds with one seed; three other seeds are run.
-Smaller than the card's check: 40 prompts instead of 100. Sd is that of the gold reward of the start's answers.
+of the four, on the average (over the best single one: in the figures); 128 prompts. Judge: eight integer grades with noise (a
+single one orders about six pairs in ten rightly), the mean of 16, and a reward model trained on 1200 pairs labelled by such
+means; 500 held-out pairs. Loop: four rounds, each a run of 20 steps of 24 pairs from the start, on 120 new prompts a pass with a
+pool of 8 of the start and all earlier rounds, eight grades to an answer; without the averaging a single grade; without
+diversity only the newest earlier round beside the start. The learning rate of each is chosen among four by two rounds with one
+seed, on other prompts than those reported; three other seeds are run. Gains of the loop are asked for on every seed: stricter
+than the card's averages, of which 0.002 with the signs + - + once passed. Smaller than the card's check: 40 prompts instead of
+100. Sd is that of the gold reward of the start's answers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ CLAIM = (
 WRITER = "smollm2-135m-instruct"
 ARMS = {"all": (8, True), "single-grade": (1, True), "one-checkpoint": (8, False)}
 """Grades to an answer, and whether all earlier rounds answer."""
-RATES, TUNE, SEEDS, BATCH, POOL = (1e-4, 3e-4, 1e-3), 100, (0, 1, 2), 24, 8
+RATES, TUNE, SEEDS, BATCH, POOL = (1e-4, 3e-4, 1e-3, 3e-3), 100, (0, 1, 2), 24, 8
 
 
 def run(study: Study) -> Outcome:
@@ -40,6 +42,7 @@ def run(study: Study) -> Outcome:
     notes = ["The card's 5-point gap is read as distilled over raw; this reading was settled after a trial of the judges."]
     if not parts[0][0]:
         notes.append(f"{WRITER} is not installed: prompts were not tested.")
+    notes += own.notes(bench.rates, parts[-1][1]["sweeps"])
     return Outcome([c for checks, _ in parts for c in checks], {k: v for _, f in parts for k, v in f.items()}, notes)
 
 
@@ -48,6 +51,7 @@ class Bench:
     """Runs of the study."""
 
     study: Study
+    rates: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ARMS, 3e-4))
 
     @cached_property
     def base(self) -> models.Bundle:
@@ -90,7 +94,8 @@ class Bench:
         single = [components.best_of_pool([m], 16, asked, 10 * i) for i, m in enumerate(four)]
         gain = (mixed - own.mean(single)) / self.start["gold_sd"]
         check = Check("best of a pool of four checkpoints over that of one, in sd", ">= 0.2", gain, gain >= 0.2)
-        return [check], {"best_of_pool": mixed, "best_of_single": single}
+        over_best = (mixed - max(single)) / self.start["gold_sd"]
+        return [check], {"best_of_pool": mixed, "best_of_single": single, "pool_over_best_single_sd": over_best}
 
     # --- the loop ------------------------------------------------------------------------------------------------------
 
@@ -110,19 +115,22 @@ class Bench:
             **own.settings(lr, steps, BATCH, seed),
         })  # fmt: skip
 
-    def reward(self, arm: str, seed: int, lr: float, number: int) -> float:
-        """Gold reward after a round."""
-        return own.measured(self.round(arm, seed, lr, number), self.base)["gold_reward"]
+    def reward(self, arm: str, seed: int, number: int, lr: float | None = None) -> float:
+        """Gold reward after a round; with a rate that is tried, on the prompts for choosing."""
+        folder = self.round(arm, seed, lr or self.rates[arm], number)
+        return own.measured(folder, self.base, choosing=lr is not None)["gold_reward"]
 
     def loop(self) -> tuple[list[Check], dict[str, Any]]:
         """Four rounds with all components, and without one of two."""
         quick = self.study.quick
-        seeds, last, sweeps, rates = SEEDS[:1] if quick else SEEDS, 2 if quick else 4, {}, dict.fromkeys(ARMS, RATES[1])
+        seeds, last, sweeps = SEEDS[:1] if quick else SEEDS, 2 if quick else 4, {}
         for arm in () if quick else ARMS:
-            rates[arm], sweeps[arm] = own.best_of(RATES, lambda lr, a=arm: self.reward(a, TUNE, lr, 2))
-        final = {arm: [self.reward(arm, s, rates[arm], last) for s in seeds] for arm in ARMS}
-        first = [self.reward("all", s, rates["all"], 1) for s in seeds]
-        best = own.mean(final["all"])
-        gains = {"the first round": best - own.mean(first), **{a: best - own.mean(final[a]) for a in ARMS if a != "all"}}
-        checks = [Check(f"gold reward after the last round over that of {n}", "> 0", g, g > 0) for n, g in gains.items()]
+            self.rates[arm], sweeps[arm] = own.best_of(RATES, lambda lr, a=arm: self.reward(a, TUNE, 2, lr))
+        final = {arm: [self.reward(arm, s, last) for s in seeds] for arm in ARMS}
+        first = [self.reward("all", s, 1) for s in seeds]
+        lesser = {"the first round": first, **{a: final[a] for a in ARMS if a != "all"}}
+        gains = {n: [a - b for a, b in zip(final["all"], rewards, strict=True)] for n, rewards in lesser.items()}
+        checks = [
+            Check(f"gold reward after the last round over that of {n}, each seed", "> 0", g, min(g) > 0) for n, g in gains.items()
+        ]
         return checks, {"final": final, "first_round": first, "sweeps": sweeps, "start": self.start}

@@ -3,52 +3,53 @@
 The bench's fine-tuned model and 4000 pairs whose labels come from its gold reward with a bonus for length (about 70 % of the
 chosen answers are the longer ones), of which 20 % are flipped; the gold reward knows neither. Losses ``g(β h)`` of the
 unaveraged margin h: DPO, hinge, and ``(β h - 1)²``, which is IPO with τ = β/2. Each with five β and two seeds: 128 steps of 32
-pairs, a little more than one epoch, learning rate 1e-3. Eight times in each run, at equal distances, 192 answers to 96 held-out
-prompts are drawn for the gold reward and the KL to the start (at every position over the vocabulary), and the same loss is
-computed on 200 held-out pairs with the same flaws. All checkpoints of an objective are one curve; rewards are above that of
-1536 answers of the start to the same prompts.
+pairs, a little more than one epoch, learning rate 1e-3. Eight times in each run, at equal distances, 192 held-out prompts, in two
+halves of different prompts, are answered once each for the gold reward and the KL to the start (at every position over the
+vocabulary), and the same loss is computed on 200 held-out pairs with the same flaws. All checkpoints of an objective are one
+curve; rewards are above that of 8 answers of the start to each prompt of the same half.
 
-(i) The law against a straight line with its own intercept, both with two parameters. (ii) How far the last checkpoint of a run
-is below its best one, in standard deviations of the gold reward over the start's answers; mean over seeds. (iii) Spearman's
-correlation of held-out loss and gold reward from the best checkpoint on, where four or more are left, of runs with β <= 0.03.
-(iv) The tree of ``metier.lab.treemdp`` with 3 compared pairs, 200 steps. The card's checkpoints have 512 samples each.
+(i) The law against a straight line with its own intercept, both with two parameters; means of both halves. (ii) How far the last
+checkpoint of a run is below its best one, in standard deviations of the gold reward over the start's answers; mean over seeds.
+The best one is chosen on one half of the prompts and both are measured on the other: the maximum of eight noisy means, compared
+with one of them, would show a loss where there is none. (iii) Spearman's correlation of held-out loss and gold reward (mean of
+both halves) after the best checkpoint (on the one half), which itself is left out, where four or more follow, of runs with
+β <= 0.03. (iv) The tree of ``metier.lab.treemdp`` with 3 compared pairs, 200 steps. The card's checkpoints have 512 samples each.
 """
 
-import json
 from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
 from metier.compare.study import Check, Outcome, Study
-from metier.core import laws, log, part
+from metier.core import laws, part
 from metier.core.data.rows import open_rows
-from metier.lab import preferencebench, treemdp, wordpairs
+from metier.lab import preferencebench, treemdp
+from metier.studies._checkpoint_halves import HELD_OUT, PROMPTS, STEPS, curve
 
 PARTS = ("law/overoptimization", "objective/dpo", "objective/ipo", "objective/hinge", "hook/answers")
 CLAIM = "R(d) = d (a - b log d), d = sqrt(KL), fits three direct objectives; runs with small β peak early, then degrade."
 BETAS = (0.01, 0.03, 0.1, 0.3, 1.0)
 SEEDS = (0, 1)
-STEPS, EVERY, PROMPTS = 128, 16, 96
-HELD_OUT = "lab/preferences-held-out"
-LABELS: dict[str, Any] = {"flip": 0.2, "length_bonus": wordpairs.LONG_BONUS}
-GOLD = {"python": {"function": "metier.lab.judges:quality"}}
 
 
 def run(study: Study) -> Outcome:
     """The law by itself, the runs, the tree."""
     betas, seeds, steps = ((0.01, 1.0), (0,), 8) if study.quick else (BETAS, SEEDS, STEPS)
-    prompts = list(dict.fromkeys(r["prompt"] for r in open_rows(HELD_OUT, limit=None)))[:PROMPTS]
-    start = preferencebench.measure(preferencebench.sft(), None, prompts, samples=PROMPTS if study.quick else 16 * PROMPTS)
+    number = 8 if study.quick else PROMPTS
+    prompts = list(dict.fromkeys(r["prompt"] for r in open_rows(HELD_OUT, limit=None)))
+    halves = prompts[:number], prompts[number : 2 * number]
+    start = [preferencebench.measure(preferencebench.sft(), None, h, samples=(1 if study.quick else 8) * number) for h in halves]
     curves = {
-        (name, beta, seed): _run(study, name, beta, seed, steps, start["gold_reward"])
+        (name, beta, seed): curve(study, name, beta, seed, steps, halves[1], [x["gold_reward"] for x in start])
         for name in ("dpo", "ipo", "hinge") for beta in betas for seed in seeds
     }  # fmt: skip
     law, fits = fitted(curves)
     tree, exhibits = exhibited(quick=study.quick)
     figures = {"start": start, "fits": fits, "tree": exhibits,
                "runs": {f"{n} {b:g} {s}": {k: v.tolist() for k, v in c.items()} for (n, b, s), c in curves.items()}}  # fmt: skip
-    return Outcome([*exact(), *law, *peaks(curves, start["gold_sd"], betas), *blind(curves), *tree], figures)
+    sd = float(np.mean([x["gold_sd"] for x in start]))
+    return Outcome([*exact(), *law, *peaks(curves, sd, betas), *blind(curves), *tree], figures)
 
 
 def exact() -> list[Check]:
@@ -63,37 +64,6 @@ def exact() -> list[Check]:
         Check("constants of a table made by the law, largest error", "<= 1e-6", off, off <= 1e-6),
         Check("d* = exp(a/b - 1) against the argmax on a grid", "<= 1e-4", shift, shift <= 1e-4),
     ]
-
-
-def _run(study: Study, name: str, beta: float, seed: int, steps: int, start: float) -> dict[str, np.ndarray]:
-    """Of every checkpoint: ``kl``, ``reward`` above the start's, held-out ``loss``."""
-    options = {"tau": beta / 2, "average": False} if name == "ipo" else {"beta": beta}
-    every = EVERY if steps == STEPS else steps // 2
-    answers = {"prompts": HELD_OUT, "reward": GOLD, "max_new_tokens": preferencebench.MAX_NEW, "pairs": 64,
-               "every": every, **({"limit": 8, "number": 1} if study.quick else {"limit": PROMPTS, "number": 2})}  # fmt: skip
-    data = {
-        "train": _written(study, "train", wordpairs.pairs(4000, "overoptimization", **LABELS)),
-        "eval": _written(study, "held-out", wordpairs.pairs(200, "overoptimization", split="held-out", **LABELS)),
-        "max_length": 128,
-    }
-    folder = f"{name}-{beta:g}-{seed}"
-    study.train(
-        {
-            "model": preferencebench.MODEL, "data": data, "objective": {name: options}, "optimizer": {"adamw": {"lr": 1e-3}},
-            "schedule": "constant", "hooks": [{"answers": answers}],
-            "train": {"steps": steps, "batch": 32, "micro_batch": 32, "seed": seed, "eval_every": every},
-        }, folder,
-    )  # fmt: skip
-    found = laws.read_table(study.folder / folder, wanted=("answer_kl", "answer_reward"))
-    held_out = {e["step"]: e["eval_loss"] for e in log.read(study.folder / folder) if e["event"] == "eval"}
-    loss = np.array([held_out[int(s)] for s in found["step"]])
-    return {"kl": found["answer_kl"], "reward": found["answer_reward"] - start, "loss": loss}
-
-
-def _written(study: Study, name: str, rows: list[dict[str, Any]]) -> str:
-    path = study.folder / f"{name}.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    return str(path)
 
 
 Curves = dict[tuple[str, float, int], dict[str, np.ndarray]]
@@ -120,24 +90,23 @@ def peaks(curves: Curves, sd: float, betas: tuple[float, ...]) -> list[Check]:
     """(ii) Reward lost after the best checkpoint."""
     checks = []
     for name in dict.fromkeys(n for n, _, _ in curves):
-        lost = {
-            b: float(np.mean([_lost(c["reward"]) for (n, x, _), c in curves.items() if (n, x) == (name, b)])) / sd for b in betas
-        }
+        lost = {b: float(np.mean([_lost(c) for (n, x, _), c in curves.items() if (n, x) == (name, b)])) / sd for b in betas}
         small = [lost[b] for b in betas if b <= 0.03]
         checks.append(Check(f"{name}: sd lost at the end, β <= 0.03", ">= 0.2 each", small, min(small) >= 0.2))
         checks.append(Check(f"{name}: sd lost at the end, β = 1", "< 0.2", lost[1.0], lost[1.0] < 0.2))
     return checks
 
 
-def _lost(reward: np.ndarray) -> float:
-    return float(reward.max() - reward[-1])
+def _lost(c: dict[str, np.ndarray]) -> float:
+    """Reward of the checkpoint that is best on the one half above that of the last, both on the other half; may be negative."""
+    return float(c["measured"][c["chosen_by"].argmax()] - c["measured"][-1])
 
 
 def blind(curves: Curves) -> list[Check]:
     """(iii) Does a lower held-out loss mean a higher gold reward, once the best is passed?"""
     rho = []
     for (_, beta, _), c in curves.items():
-        after = slice(int(c["reward"].argmax()), None)
+        after = slice(int(c["chosen_by"].argmax()) + 1, None)
         if beta <= 0.03 and len(c["reward"][after]) >= 4 and np.ptp(c["loss"][after]) and np.ptp(c["reward"][after]):
             rho.append(float(np.corrcoef(rankdata(c["loss"][after]), rankdata(c["reward"][after]))[0, 1]))
     mean = float(np.mean(rho)) if rho else float("nan")

@@ -7,7 +7,9 @@ of its labels flipped; P, 500 prompts with 8 pairs each, has none and is the ref
 (praise, set A), on the target domain. (iii) 4000 pairs, a third of them near-duplicates (one or two words differ), in three bins
 of TF-IDF similarity; the gold reward is a matter of single words.
 
-Same sizes as the card's check; the reward model is the probe's linear one, not a network trained from end to end.
+Same sizes as the card's check, with two deviations: the card's third measurement embeds answers with a sentence encoder, here
+their similarity is that of TF-IDF vectors (words only, no meaning); and the reward model is the probe's linear one, not a network
+trained from end to end.
 """
 
 import random

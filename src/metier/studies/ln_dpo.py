@@ -2,8 +2,9 @@
 
 Labels prefer longer answers (about 70 % of the chosen ones are the longer), the gold reward has no term of length. DPO, LN-DPO
 and SimPO (γ = β/2), each on three learning rates and four β, one seed a cell, then three other seeds at each one's best cell.
-Prompts for the measures have topics that no preference data have. Smaller than the card's check: 100 steps. The expected best of
-k random cells is in the figures.
+Prompts for the measures have topics that no preference data have; cells are compared, and the best one is chosen, on other such
+prompts than those of the final figures. Smaller than the card's check: 100 steps. The expected best of k random cells is in the
+figures.
 """
 
 import itertools
@@ -14,7 +15,7 @@ import numpy as np
 
 from metier.compare.study import Check, Outcome, Study
 from metier.lab import wordpairs, words
-from metier.studies._arms import Arm, Arms, gap, size, tries
+from metier.studies._arms import Arm, Arms, fresh, gap, size, tries
 
 PARTS = ("objective/ln-dpo", "objective/dpo", "objective/simpo")
 CLAIM = (
@@ -32,7 +33,8 @@ def run(study: Study) -> Outcome:
     """The grid and the best cells."""
     rows = wordpairs.pairs(size(study, 4000), length_bonus=wordpairs.LONG_BONUS)
     prompts = words.prompts(128, "measured", split="shifted")
-    bench = Arms(study, {"long": rows}, steps=100, tuning=100, prompts=prompts)
+    others = fresh(prompts, split="shifted")
+    bench = Arms(study, {"long": rows}, steps=100, tuning=100, prompts=prompts, tuning_prompts=others)
     arms = {name: bench.tuned(tries(o, data="long")) for name, o in OBJECTIVES.items()}
     grid = {name: spread([t["value"] / bench.sd for t in arm.tried]) for name, arm in arms.items()}
     figures = {"grid_in_sd": grid, **bench.report(**arms)}

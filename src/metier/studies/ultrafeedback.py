@@ -4,13 +4,16 @@
    makes pairs of four noisy ratings, or of one noisy overall rating; accuracy of the labels against Φ(gap / (√2 s / √4)) and
    Φ(gap / (√2 s)), for s of half, once and twice the gap, within 3 standard errors.
 2. Reward models (Bradley-Terry from the fine-tuned word model) on 1000 pairs from a pool of six (three checkpoints at two
-   temperatures, four answers a prompt drawn without replacement) or from one model; same prompts, judge (the exact lexicon
-   reward), steps and learning rate, three seeds; accuracy on pairs from a checkpoint that neither has seen.
+   temperatures, four answers a prompt by members drawn without replacement) or from one model (four answers at temperature 1);
+   every answer has random numbers of its own in both arms. Same 1000 prompts, the first where both arms have a better and a
+   worse answer; same judge (the exact lexicon reward), steps and learning rate, three seeds; accuracy on pairs from a
+   checkpoint that neither has seen.
 3. Best of n by the pooled reward model of the first seed, on the plain model's answers to held-out prompts.
 
 The checkpoints beside the first are trained for 300 steps instead of 850, which takes less time and makes them differ more.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -26,19 +29,13 @@ from metier.core import part
 from metier.core.data.examples import Preference, Prompted
 from metier.lab import preferencebench as lab
 from metier.lab import words
+from metier.studies._judged_pools import Members, pairs, same_prompts
 
 PARTS = ("source/ultrafeedback", "reward/reward-model")
 CLAIM = (
     "Answers of diverse models, each rated on separate aspects, give preference pairs from which a better reward model is "
     "learnt; best-of-n with it rises."
 )
-REWARD = '''"""The exact lexicon reward."""
-from metier.lab import words
-
-
-def gold(prompts, completions, answers):
-    return [[words.lexicon(p, c) for c in row] for p, row in zip(prompts, completions)]
-'''
 SEEDS, SPREADS = 3, (0.5, 1.0, 2.0)
 
 
@@ -93,12 +90,6 @@ def rated(number: int, spread: float, rng: np.random.Generator) -> list[dict[str
     return out
 
 
-def pairs(rows: Sequence[Prompted], options: dict[str, Any] | None = None) -> list[Preference]:
-    """What the source makes of rows with several answers."""
-    source = part.build("source", {"ultrafeedback": options or {}}).obj
-    return list(source.stream({"rows": rows}, epoch=0, rng=np.random.default_rng(0), progress=lambda: 0.0))
-
-
 # --- 2 -----------------------------------------------------------------------------------------------------------------
 
 
@@ -106,48 +97,33 @@ def diversity(study: Study) -> tuple[tuple[Check, dict[str, list[float]]], dict[
     """Accuracy of both kinds of reward models on answers of an unseen checkpoint, and the folders of the first seed."""
     steps = 2 if study.quick else 300
     checkpoints = [lab.sft(), lab.sft(1, steps), lab.sft(2, steps)]
-    pool = [(c, t) for c in checkpoints for t in (0.7, 1.3)]
-    test = judged(study, [(lab.sft(3, steps), 1.0)], "held-out", 0)
-    seen: dict[str, list[float]] = {"pooled": [], "single": []}
+    arms: dict[str, Members] = {"pooled": [(c, t) for c in checkpoints for t in (0.7, 1.3)], "single": [(checkpoints[0], 1.0)]}
+    test = same_prompts(study, {"test": [(lab.sft(3, steps), 1.0)]}, "held-out", 0)["test"]
+    seen: dict[str, list[float]] = {name: [] for name in arms}
+    first: dict[str, Path] = {}
     for seed in range(1 if study.quick else SEEDS):
-        for name, members in (("pooled", pool), ("single", [(checkpoints[0], 1.0)])):
-            seen[name].append(accuracy(trained(study, name, members, seed), test))
+        for name, rows in same_prompts(study, arms, "train", seed).items():
+            folder = trained(study, name, rows, seed)
+            first.setdefault(name, folder)
+            seen[name].append(accuracy(folder, test))
     gain = 100 * float(np.mean(seen["pooled"]) - np.mean(seen["single"]))
     text = "2 accuracy on an unseen checkpoint, pooled - single, points"
-    return (Check(text, ">= 3", gain, gain >= 3), seen), {n: study.folder / f"{n}-0" for n in seen}
+    return (Check(text, ">= 3", gain, gain >= 3), seen), first
 
 
-def judged(study: Study, members: Sequence[tuple[Any, float]], split: words.Split, seed: int) -> list[Preference]:
-    """1000 pairs, one for each prompt with an answer better than another: four answers, judged by the exact reward."""
-    file = study.folder / "reward.py"
-    file.write_text(REWARD, encoding="utf-8")
-    rng = np.random.default_rng(seed)
-    prompts = words.prompts(40 if study.quick else 1000, f"judged {seed}", split=split)
-    each = -(-4 // len(members))
-    answers = [lab.draw(m, prompts, each, seed=seed, temperature=t) for m, t in members]
-    rows = []
-    for i, prompt in enumerate(prompts):
-        drawn = rng.permutation(len(members))[:4]
-        texts = list(dict.fromkeys(t for k in drawn for t in answers[k][i] if t.strip()))
-        if len(texts) > 1:
-            rows.append(Prompted(prompt, id=str(i), meta={"completions": texts}))
-    return pairs(rows, {"aspects": {"gold": {"python": {"function": f"{file}:gold"}}}})
-
-
-def trained(study: Study, name: str, members: Sequence[tuple[Any, float]], seed: int) -> Path:
-    """Folder of a reward model."""
-    data = study.folder / f"{name}-{seed}.jsonl"
-    if not data.is_file():
-        made = judged(study, members, "train", seed)
-        text = "".join(json.dumps({"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected}) + "\n" for e in made)
-        data.write_text(text, encoding="utf-8")
+def trained(study: Study, name: str, made: Sequence[Preference], seed: int) -> Path:
+    """Folder of a reward model; its name depends on its pairs."""
+    text = "".join(json.dumps({"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected}) + "\n" for e in made)
+    full = f"{name}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    data = study.folder / f"{full}.jsonl"
+    data.write_text(text, encoding="utf-8")
     run = {
         "model": lab.MODEL, "data": {"train": str(data), "max_length": 64}, "objective": "bradley-terry",
         "optimizer": {"adamw": {"lr": 1e-3}}, "schedule": "cosine",
         "train": {"steps": 2 if study.quick else 120, "batch": 16, "seed": seed},
     }  # fmt: skip
-    study.train(run, f"{name}-{seed}")
-    return study.folder / f"{name}-{seed}"
+    study.train(run, full)
+    return study.folder / full
 
 
 def accuracy(folder: Path, test: Sequence[Preference]) -> float:

@@ -1,7 +1,7 @@
 """Oracle of objective/nash-md: the formula in numpy, trl's trainer line by line, exact gradients of the game on a table.
 
 Bugs it is meant to catch: the log-ratio with a gradient, the sign of the KL term, sums for means over ragged lists, scores of absent
-answers, tokens of one answer credited to another.
+answers, tokens of one answer credited to another, a gradient that moves mass to answers that are never drawn.
 
 trl 1.16.0 as installed has no Nash-MD trainer; ``trl_loss`` restates ``_compute_losses`` of trl/experimental/nash_md at the
 repository's main branch (score = (p - 0.5) Σ_t logp_t, loss = β Σ_t sg(logp_t - ref_t) logp_t - score).
@@ -55,21 +55,25 @@ def test_contract():
     check_part("objective/nash-md")
 
 
+def factors(row, scores, tau):
+    """``c`` of each answer of a list."""
+    own = [tau * (o.sum() - r.sum()) - s for (o, r), s in zip(row, scores, strict=True)]
+    return [c - np.mean([d for j, d in enumerate(own) if j != k]) for k, c in enumerate(own)]
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.1, 2.0])
 def test_formula_and_gradient(tau):
-    """The slope in ``log π(y)`` is ``(τ log π/π_ref - s) / K``; the score of an absent answer does not count."""
+    """The slope in ``log π(y)`` is ``c / K``; the score of an absent answer does not count."""
     b, leaf = batch()
     loss, metrics = build(tau=tau)(b)
     (slope,) = torch.autograd.grad(loss.sum(), leaf)
     at = 0
     for i, (row, s) in enumerate(zip(TOKENS, SCORES, strict=True)):
-        terms = []
-        for (own, ref), value in zip(row, s, strict=True):
-            ratio = own.sum() - ref.sum()
-            terms.append(-value * own.sum() + tau * ratio * own.sum())
-            np.testing.assert_allclose(slope[at : at + len(own)], (tau * ratio - value) / len(row), rtol=1e-9, atol=1e-12)
+        c = factors(row, s, tau)
+        for (own, _), value in zip(row, c, strict=True):
+            np.testing.assert_allclose(slope[at : at + len(own)], value / len(row), rtol=1e-9, atol=1e-12)
             at += len(own)
-        assert loss[i].item() == pytest.approx(np.mean(terms), rel=1e-10)
+        assert loss[i].item() == pytest.approx(np.mean([v * o.sum() for v, (o, _) in zip(c, row, strict=True)]), rel=1e-10)
         assert metrics["kl"][i].item() == pytest.approx(np.mean([o.sum() - r.sum() for o, r in row]))
         assert metrics["score"][i].item() == pytest.approx(s.mean())
 
@@ -102,11 +106,16 @@ def test_as_trl_computes_it():
     np.testing.assert_allclose(slope, [-0.25, -0.35, -0.275, 0.1, 0.3, 0.15], rtol=1e-12)
 
 
-def test_answers_of_one_token_have_one_form():
-    rows = [[(o[:1], r[:1]) for o, r in row] for row in TOKENS]
-    for a, b in zip(*(build(tau=0.7, per=p)(batch(rows)[0]) for p in ("sequence", "token")), strict=True):
-        for x, y in zip(a.values(), b.values(), strict=True) if isinstance(a, dict) else [(a, b)]:
-            torch.testing.assert_close(x, y)
+def test_lists_of_one_answer_have_the_paper_s_baseline_and_one_form_on_one_token():
+    rows = [[(row[0][0][:1], row[0][1][:1])] for row in TOKENS]
+    scores = [s[:1] for s in SCORES]
+    slopes = []
+    for per in ("sequence", "token"):
+        b, leaf = batch(rows, scores)
+        slopes += torch.autograd.grad(build(tau=0.7, per=per)(b)[0].sum(), leaf)
+    torch.testing.assert_close(*slopes)
+    expected = [0.7 * (o[0] - r[0]) - s[0] for ((o, r),), s in zip(rows, scores, strict=True)]
+    np.testing.assert_allclose(slopes[0], expected, rtol=1e-10)
 
 
 def test_at_the_reference_only_scores_count():
@@ -124,30 +133,66 @@ def test_needs_tokens_only_by_token():
     assert build(per="token").needs == {"reference", "tokens"}
 
 
-def test_expected_gradient_is_that_of_the_regularised_game():
-    """Over all answers of a table, weighted by π: the slope of ``-(P(π > π') - τ KL(π‖μ))`` in π's logits, and none at the
-    equilibrium against itself."""
-    rng = np.random.default_rng(1)
-    p = np.triu(rng.random((4, 4)), 1)
-    p = p + np.tril(1 - p.T, -1) + 0.5 * np.eye(4)
-    mu, tau, opponent = rng.dirichlet(np.ones(4)), 0.3, rng.dirichlet(np.ones(4))
+def game(size, seed=1):
+    rng = np.random.default_rng(seed)
+    p = np.triu(rng.random((size, size)), 1)
+    return p + np.tril(1 - p.T, -1) + 0.5 * np.eye(size), rng
 
-    def slope_of_loss(logits, against):
-        x = torch.tensor(logits, requires_grad=True)
-        logp = x.log_softmax(0)
-        one = torch.ones(4, 1, dtype=torch.float64)
-        b = Lists(logp[:, None], one, torch.tensor(p @ against - 0.5)[:, None], one.bool(), torch.tensor(np.log(mu))[:, None])
-        loss = build(tau=tau)(b)[0]
-        return torch.autograd.grad((loss * logp.exp().detach()).sum(), x)[0].numpy()
 
-    logits = rng.normal(size=4)
+def expected_slope(logits, mu, scores, tau, kept, size=2):
+    """Mean slope in the logits of a table's policy over all lists of ``size`` answers, drawn from it among ``kept``."""
     x = torch.tensor(logits, requires_grad=True)
-    pi = x.softmax(0)
-    game = pi @ torch.tensor(p @ opponent) - tau * (pi * (pi.log() - torch.tensor(np.log(mu)))).sum()
-    (exact,) = torch.autograd.grad(-game, x)
-    np.testing.assert_allclose(slope_of_loss(logits, opponent), exact.numpy(), atol=1e-12)
+    logp = x.log_softmax(0)
+    lists = torch.cartesian_prod(*[torch.tensor(kept)] * size)
+    shape, ref = lists.shape, torch.tensor(np.log(mu))
+    b = Lists(
+        logp[lists], torch.ones(shape).double(), torch.tensor(scores)[lists], torch.ones(shape, dtype=torch.bool), ref[lists]
+    )
+    weight = torch.tensor(logits)[kept].softmax(0).new_zeros(len(logits)).index_copy(
+        0, torch.tensor(kept), torch.tensor(logits)[kept].softmax(0)
+    )[lists].prod(1)  # fmt: skip
+    return torch.autograd.grad((build(tau=tau)(b)[0] * weight).sum(), x)[0].numpy()
+
+
+def exact_slope(logits, mu, scores, tau, kept):
+    """Of ``-(P(π > π') - τ KL(π‖μ))`` with both renormalised among ``kept``."""
+    x = torch.tensor(logits, requires_grad=True)
+    log, ref = x[kept].log_softmax(0), torch.tensor(np.log(mu[kept] / mu[kept].sum()))
+    value = (log.exp() * (torch.tensor(scores[kept]) - tau * (log - ref))).sum()
+    return torch.autograd.grad(-value, x)[0].numpy()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("kept", [[0, 1, 2, 3], [1, 2, 3]])
+def test_expected_gradient_is_that_of_the_regularised_game(kept, size):
+    """Among all answers of a table, and when answer 0, the empty one, is never drawn: it then has no slope at all."""
+    p, rng = game(4)
+    mu, opponent, logits, tau = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(4)), rng.normal(size=4), 0.3
+    found = expected_slope(logits, mu, p @ opponent - 0.5, tau, kept, size)
+    np.testing.assert_allclose(found, exact_slope(logits, mu, p @ opponent - 0.5, tau, kept), atol=1e-12)
+    assert (abs(found[0]) < 1e-12) == (0 not in kept)
+
+
+def test_no_slope_at_the_equilibrium_against_itself():
+    p, rng = game(4)
+    mu, tau = rng.dirichlet(np.ones(4)), 0.3
     star = nash.regularised(p, mu, tau)
-    np.testing.assert_allclose(slope_of_loss(np.log(star), star), 0, atol=1e-9)
+    np.testing.assert_allclose(expected_slope(np.log(star), mu, p @ star - 0.5, tau, [0, 1, 2, 3]), 0, atol=1e-9)
+
+
+def test_no_mass_moves_to_answers_that_are_not_in_the_list():
+    """Not on the average only: each list leaves the end token's logit at the first place where it is, whatever its answers."""
+    rng = np.random.default_rng(5)
+    x = torch.tensor(rng.normal(size=5), requires_grad=True)
+    lists = torch.tensor([[1, 2, 2], [4, 3, 1]])
+    b = Lists(
+        x.log_softmax(0)[lists], torch.ones(2, 3).double(), torch.tensor(rng.normal(size=(2, 3))),
+        torch.ones(2, 3, dtype=torch.bool), torch.tensor(np.log(rng.dirichlet(np.ones(5))))[lists],
+    )  # fmt: skip
+    for i in range(2):
+        (slope,) = torch.autograd.grad(build(tau=0.5)(b)[0][i], x, retain_graph=True)
+        assert abs(float(slope[0])) < 1e-14
+        assert float(slope.abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("per", ["sequence", "token"])
@@ -170,9 +215,10 @@ def test_on_models(per):
 
     expected = 0.0
     for p, answers, scores in made:
-        for a, s in zip(answers, scores, strict=True):
-            own, ref = logp(policy, p, a), logp(frozen, p, a)
-            kl = (own - ref).sum() * own.sum() if per == "sequence" else ((own - ref) * own).sum()
-            expected += (0.4 * kl - s * own.sum()) / len(answers)
+        rows = [(logp(policy, p, a), logp(frozen, p, a)) for a in answers]
+        c = factors(rows, scores, 0.4)
+        for (own, ref), s, f in zip(rows, scores, c, strict=True):
+            by_token = 0.4 * ((own - ref) * own).sum() - s * own.sum()
+            expected += (f * own.sum() if per == "sequence" else by_token) / len(answers)
     assert units == 2
     np.testing.assert_allclose(float(total.detach()), expected, rtol=1e-5)

@@ -102,6 +102,7 @@ def test_two_rounds_resumed_in_the_second(run):
     for row in rows_of(folder / "whole", 1):
         assert row["format"] == "ranked"
         assert all(-0.5 <= s <= 0.5 for s in row["scores"])
+        assert all(row["completions"])
 
 
 def test_the_mixture_is_made_of_the_current_and_the_first_model(run, monkeypatch):

@@ -12,13 +12,20 @@ from metier.core.preferences import average, list_metrics, log_ratio
 @part("objective/nash-md", paper="arXiv:2312.00886 (NLHF), section 7; trl's NashMDTrainer for per: token", rows=(133,),
       needs=("reference",))  # fmt: skip
 class NashMd:
-    """``-s log π(y) + τ sg(log π/π_ref) log π(y)``, mean over the answers of a list. Returns ``[B]``.
+    """``c(y) log π(y)``, mean over the answers of a list; ``c = τ log π/π_ref - s`` less its mean over the other answers of the
+    list, without gradient. Returns ``[B]``.
 
     The scores ``s`` of the list are ``P(y > y') - 1/2``, as ``source/nash-md`` gives them for answers of the policy; the gradient
-    is then that of ``P(π > π') - τ KL(π‖π_ref)``, estimated with the baseline 1/2. ``per: sequence`` multiplies the log-ratio of
-    the whole answer with its log-probability, the paper's form. ``per: token`` multiplies them token by token and sums, as trl
-    does: the terms it leaves out are those in which a token is credited with the log-ratios of others, later ones included,
-    so its KL term is not that of whole answers. On one token both are equal.
+    is then that of ``P(π > π') - τ KL(π‖π_ref)``. The paper's baseline is 1/2 alone. The other answers as baseline leave the
+    expected gradient as it is and make it right when some answers never occur: sources bar the end token from the first place,
+    since a row of data holds no empty answer. If those that can occur, B, are drawn with ``π(y)/π(B)``, the baseline 1/2 leaves
+    ``E[s - τ log π/π_ref] ∇log π(B)``, by which mass leaks to answers that nobody draws or judges. The ``c`` of a list sum to 0,
+    so ``log π(B)`` and, in the log-ratio, that of both models cancel: the gradient is exactly the one of the game among B, of
+    policy and reference renormalised there. What mass B has is neither learnt nor unlearnt. A list of one answer keeps 1/2.
+
+    ``per: token`` is trl's form, with the baseline 1/2 and its leak: log-ratio and log-probability are multiplied token by token
+    and summed. The terms it leaves out are those in which a token is credited with the log-ratios of others, later ones
+    included, so its KL term is not that of whole answers.
 
     Only at the policy that sampled the answers is this the gradient asked for: keep rounds short (``prompts`` of the source).
     The value of the loss says nothing. Metrics: those of lists with ``τ log π/π_ref`` as the reward, ``score`` and ``kl``, the
@@ -40,10 +47,20 @@ class NashMd:
     def __call__(self, b: Lists) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss ``[B]`` and metrics."""
         ratio = log_ratio(b)
-        kl = ratio.detach() * b.logps if self.per == "sequence" else _by_token(b)
-        loss = average(self.tau * kl - b.score * b.logps, b.present)
+        if self.per == "sequence":
+            products = centred(self.tau * ratio.detach() - b.score, b.present) * b.logps
+        else:
+            products = self.tau * _by_token(b) - b.score * b.logps
+        loss = average(products, b.present)
         mean = {"score": average(b.score, b.present), "kl": average(ratio.detach(), b.present)}
         return loss, {**list_metrics(self.tau * ratio, b), **mean}
+
+
+def centred(values: Tensor, present: Tensor) -> Tensor:
+    """``[B, K]`` less the mean of the other present ones of the list; as they are where there is no other."""
+    values = values.masked_fill(~present, 0.0)
+    others = (present.sum(-1, keepdim=True) - 1).clamp(min=1)
+    return values - (values.sum(-1, keepdim=True) - values) / others
 
 
 def _by_token(b: Lists) -> Tensor:

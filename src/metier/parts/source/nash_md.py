@@ -30,7 +30,9 @@ class NashMd:
     keep it small, since the weights that answered must not be old.
 
     An answer that did not end before ``max_new_tokens`` loses against one that did, and is learnt from without an end token (trl
-    lowers its score). Left out are empty answers and prompts with fewer than two others. Reads prompts.
+    lowers its score). No answer of either side is empty: a row of data cannot hold one, so the end token is barred from the
+    first place and the game is that among the other answers, which the baseline of ``objective: nash-md`` is made for. Left
+    out are answers of blanks, as if they could not occur either, and prompts with fewer than two others. Reads prompts.
     """
 
     tags = ("learning/objective/self-play", "learning/paradigm/online")
