@@ -1,13 +1,18 @@
 """Do shared prefixes, contrast and difficulty of constraint pairs matter as the paper says?
 
 TINY-LM bench: the word model fine-tuned further on prompts with one to five constraints (words to use, avoid, begin or end with,
-an order, a number of clauses), until it keeps about 40 % of them; pairs are its own answers, made by ``source/constraint-pairs``
-with the exact share of constraints kept as reward; DPO, beta 0.1, the better of two learning rates for each arm (one more seed,
-soft satisfaction of training prompts), three seeds, measured by strict satisfaction of 1024 answers to held-out prompts.
+an order, a number of clauses); pairs are its own answers, made by ``source/constraint-pairs`` with the exact share of
+constraints kept as reward; DPO, beta 0.1, the best of three learning rates for each arm (one more seed, soft satisfaction of
+training prompts with as many constraints as the arm's pairs), three seeds, measured by 1024 answers to held-out prompts.
 F1: siblings of the search tree and independent answers with the same scores, pair by pair. F2: high, low and mixed contrast.
 F3: three or five constraints a prompt, tested with five. All arms of a comparison have equally many pairs. Smaller than the
 card's check: at most 700 pairs an arm instead of 1500, no SmolLM2 variant. The steadiness of training is the spread of the
 gradient norm over the steps. Lengths are reported, not matched.
+
+The card's start "satisfies ~40%". That is met by the share of single constraints kept with five a prompt (0.41), not by the share
+of answers that keep all: 13 % with three a prompt, 0.1 % with five. So strict satisfaction with five is at its floor. Floor rule,
+written before the run: F3 is judged by strict satisfaction, unless both its arms are below 5 % there; then by soft satisfaction.
+Both are shown.
 """
 
 import json
@@ -44,7 +49,8 @@ from metier.lab import words
 def soft(prompts, completions, answers):
     return [[words.constraint_reward(p, c) for c in row] for p, row in zip(prompts, completions)]
 '''
-RATES, PAIRS, SEEDS = (3e-4, 1e-3), 700, 3
+RATES, PAIRS, SEEDS = (3e-4, 1e-3, 3e-3), 700, 3
+FLOOR = 0.05
 ASKED = {
     "with": ("with kind", "with wise"), "without": ("without is", "without looks"), "begin": ("begin surely", "begin yeah"),
     "finish": ("finish brave", "finish red"), "order": ("order calm then warm", "order warm then calm"),
@@ -61,14 +67,25 @@ def run(study: Study) -> Outcome:
     for group in GROUPS:
         least = min(PAIRS, *(len(made[name]) for name in group))
         made |= {name: shuffled[name][:least] for name in group}
-    seen = {name: arm_runs(study, base, name, rows) for name, rows in made.items()}
-    figures = {
-        "base": {c: satisfied(study, base, c) for c in (1, 3, 5)}, "arms": seen,
-        "pairs": {name: about(rows) for name, rows in made.items()},
-    }  # fmt: skip
+    seen, tried = {}, {}
+    for name, rows in made.items():
+        seen[name], tried[name] = arm_runs(study, base, name, rows)
+    start = {c: satisfied(study, base, c) for c in (1, 3, 5)}
+    pairs = {name: about(rows) for name, rows in made.items()}
+    figures = {"base": start, "arms": seen, "tried": tried, "pairs": pairs}
     both = [np.array([r["scores"] for r in made[n]]).reshape(-1, 2) for n in ("tree", "independent")]
     apart = max(ks_2samp(both[0][:, k], both[1][:, k])[0] for k in (0, 1))  # type: ignore[type-var]
-    return Outcome(checks=checks(seen, float(apart)), figures=figures)
+    return Outcome(checks(seen, float(apart)), figures, notes(start, tried))
+
+
+def notes(start: dict[int, dict[str, float]], tried: dict[str, dict[float, float]]) -> list[str]:
+    """What the start keeps, and rates at an end of the sweep."""
+    kept = "; ".join(f"{c} a prompt: soft {start[c]['soft']:.1%}, strict {start[c]['strict']:.1%}" for c in sorted(start))
+    found = [f"Constraints kept by the model at the start, {kept}. The card's 40 % is the soft one with five."]
+    best = {name: max(values, key=values.__getitem__) for name, values in tried.items() if values}
+    if ends := [f"{name} ({lr:g})" for name, lr in best.items() if lr in (min(RATES), max(RATES))]:
+        found.append(f"The best learning rate is at an end of the sweep: {', '.join(ends)}.")
+    return found
 
 
 def scores(row: dict[str, Any]) -> tuple[float, ...]:
@@ -154,34 +171,39 @@ def satisfied(study: Study, model: Any, number: int, split: words.Split = "held-
     return {"strict": float((held == 1).mean()), "soft": float(held.mean()), "words": length}
 
 
-def arm_runs(study: Study, base: str, name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """An arm's runs at its better learning rate."""
+def arm_runs(
+    study: Study, base: str, name: str, rows: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, float]], dict[float, float]]:
+    """An arm's runs at its best learning rate, and what each rate gave."""
     if not rows:
-        return []
+        return [], {}
     if study.quick:
-        return [trained(study, base, name, rows, 0, RATES[0])]
-    tried = {lr: trained(study, base, name, rows, 100, lr)["soft_train"] for lr in RATES}
+        return [trained(study, base, name, rows, 0, RATES[0])], {}
+    tried = {lr: trained(study, base, name, rows, 100, lr, choosing=True)["soft_train"] for lr in RATES}
     best = max(tried, key=tried.__getitem__)
-    return [trained(study, base, name, rows, seed, best) for seed in range(SEEDS)]
+    return [trained(study, base, name, rows, seed, best) for seed in range(SEEDS)], tried
 
 
-def trained(study: Study, base: str, name: str, rows: Sequence[dict[str, Any]], seed: int, lr: float) -> dict[str, float]:
-    """One run of DPO on an arm's pairs, and what the tuned model satisfies."""
+def trained(
+    study: Study, base: str, name: str, rows: Sequence[dict[str, Any]], seed: int, lr: float, *, choosing: bool = False
+) -> dict[str, float]:
+    """One run of DPO on an arm's pairs, and what the tuned model satisfies: of training prompts when ``choosing``."""
     folder = study.folder / f"{name}-{seed}-{lr:g}"
     kept = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows]
     tuned, _ = lab.train(
         {"dpo": {"beta": 0.1}}, kept, lr=lr, steps=4 if study.quick else 66, seed=seed, folder=folder, model=base, held_out=[],
         prompts=words.prompts(8, 0), samples=8, overrides=["train.log_every=1"],
     )  # fmt: skip
+    if choosing:
+        return {"soft_train": satisfied(study, tuned, ARMS[name]["constraints"], "train")["soft"]}
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     norms = [e["grad_norm"] for e in events if e["event"] == "step"]
     found = {f"{k}_{c}": v for c in (3, 5) for k, v in satisfied(study, tuned, c).items()}
-    found["soft_train"] = satisfied(study, tuned, 3, "train")["soft"]
     return {**found, "lr": lr, "norm_sd": float(np.std(norms)), "norm": float(np.mean(norms))}
 
 
 def checks(seen: dict[str, list[dict[str, float]]], apart: float) -> list[Check]:
-    """The card's predictions with its margins; points are of strict satisfaction."""
+    """The card's predictions with its margins; points are of strict satisfaction, in F3 as the floor rule has it."""
 
     def points(name: str, key: str = "strict_3") -> np.ndarray:
         return 100 * np.array([r[key] for r in seen[name]] or [np.nan])
@@ -190,7 +212,10 @@ def checks(seen: dict[str, list[dict[str, float]]], apart: float) -> list[Check]
     sd = {name: float(np.mean([r["norm_sd"] for r in seen[name]] or [np.nan])) for name in ("tree", "independent")}
     contrast = float(points("high").mean() - points("low").mean())
     mix = float(points("mixed").mean() - points("high").mean())
-    hard = float(points("moderate", "strict_5").mean() - points("hard", "strict_5").mean())
+    levels = {k: [float(points(n, f"{k}_5").mean()) for n in ("moderate", "hard")] for k in ("strict", "soft")}
+    by = "soft" if max(levels["strict"]) < 100 * FLOOR else "strict"
+    hard = levels[by][0] - levels[by][1]
+    both = "; ".join(f"{k} {m:.2f} - {h:.2f} = {m - h:+.2f}" for k, (m, h) in levels.items()) + f"; judged by {by}"
     return [
         Check("F1 Kolmogorov-Smirnov distance of the scores of both sets", "0", apart, apart == 0),
         Check("F1 shared prefix - independent, points in each seed", ">= 0 in 2 of 3", prefix.tolist(),
@@ -199,5 +224,5 @@ def checks(seen: dict[str, list[dict[str, float]]], apart: float) -> list[Check]
               sd["tree"] < sd["independent"]),
         Check("F2 high - low contrast, points", ">= 3", contrast, contrast >= 3),
         Check("F2 mixed - high contrast, points", ">= -1", mix, mix >= -1),
-        Check("F3 trained on three - on five constraints, tested with five, points", ">= 0", hard, hard >= 0),
+        Check("F3 trained on three - on five constraints, tested with five, points", ">= 0", both, hard >= 0),
     ]  # fmt: skip

@@ -6,7 +6,8 @@ longer answers preferred (70 % of the chosen ones are the longer); near-duplicat
 log-probabilities are of 200 held-out clean pairs, for near-duplicates of such. Losses of single answers see the pairs unpaired.
 Rewards are differences to the start in sd of its answers. Nothing is tuned, so a row says what a loss does at equal steps,
 not what it can reach: β is not comparable across losses, compare at equal KL. Under flips "at least as good as DPO" is of the
-mean gold reward. One command, half of the card's time: 256 samples and 32 steps a cell.
+mean gold reward. One command, half of the card's time: 256 samples and 32 steps a cell. ``nll`` learns from the 32 chosen
+answers only. Losses that diverge are named in the notes: a mark of one of these may hold because its model has broken down.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from metier.compare.study import Check, Outcome, Study
 from metier.lab import preferencebench, wordpairs
 from metier.studies._arms import Arm, Arms, Try, size
+from metier.studies._diverged import diverged
 
 PAIRS: dict[str, Any] = {
     "dpo": "dpo", "cdpo": {"cdpo": {"label_smoothing": 0.3}}, "robust-dpo": {"robust-dpo": {"label_smoothing": 0.3}},
@@ -57,7 +59,9 @@ def run(study: Study) -> Outcome:
         "objectives": PAIRS, "start": sheet["clean"][0].base,
     }  # fmt: skip
     arms = {kind: found for kind, (_, found) in sheet.items()}
-    return Outcome([*kept(arms["near"]), *robust(arms["flipped"]), *short(arms["long"]), by_design(arms["clean"])], figures)
+    notes = [note for kind, found in arms.items() for note in diverged(found, f"{kind} data")]
+    found = [*kept(arms["near"]), *robust(arms["flipped"]), *short(arms["long"]), by_design(arms["clean"])]
+    return Outcome(found, figures, notes)
 
 
 def _kind(study: Study, kind: str, how: dict[str, Any]) -> tuple[Arms, dict[str, Arm]]:
