@@ -67,7 +67,7 @@ class Bench:
 
         Raises ``MetierError`` when there are too few.
         """
-        data = own.prompts_file(self.study.folder / f"prompts-{seed}-{number}.jsonl", 3 * self.pairs // 2, f"spa {seed} {number}")
+        data = own.prompts_file(self.study.folder / f"prompts-{seed}-{number}.jsonl", 5 * self.pairs, f"spa {seed} {number}")
         source: dict[str, Any] = {"max_new_tokens": preferencebench.MAX_NEW, "temperature": 0.7}
         if arm not in OPTIONS:
             judge = own.judge(self.study.folder)

@@ -4,7 +4,7 @@ The bench's word model, whose gold reward is known; 60 pairs of its own answers 
 each the model before it gives two answers at temperature 0.7 to new prompts, and trains on the first 600 pairs made of them, 20
 steps of 30, with itself as the reference; every arm has as many pairs and steps, or the study stops. Arms: the seeds alone
 (DPO, 3 epochs), SPA without refinement, with α = 0.1, with λ = 0.5 besides, labels of a reward model trained on the same seeds,
-and labels of the gold reward. To leave room for ties and unfinished answers a round asks 900 prompts. Refinement is off in the
+and labels of the gold reward. Many answers tie or do not end, so a round asks 3000 prompts. Refinement is off in the
 first fifth of each round, as in each of the paper's trainings; the share of softened labels is a figure, and the check of
 refinement fails if there are none. Doubted pairs are those that the objective of the α = 0.1 arm did doubt when it trained on
 them in round one.
@@ -12,7 +12,7 @@ them in round one.
 The learning rate of the seeds is the best of four by gold reward among those with a KL to the start of at most 10 nats (as in the
 study dpo; a first run without this had 25, and labels worse than a coin), that of every arm the best of three; the reward
 model's is fixed. Choices are made with one seed on other prompts than those reported; three other seeds are then run. A reward
-counts as one sd of the start's answers. Against the card: 900 prompts a round and not 600, of which as many pairs are used.
+counts as one sd of the start's answers. Against the card: 3000 prompts a round and not 600, of which as many pairs are used.
 """
 
 from collections.abc import Mapping
