@@ -31,6 +31,8 @@ class Bench:
     """Of a round."""
     samples: int = 512
     seed_rate: float = SEED_RATES[1]
+    few: dict[str, int] = field(default_factory=dict)
+    """Rounds that gave fewer different pairs, and how many."""
 
     @cached_property
     def base(self) -> Any:
@@ -65,7 +67,7 @@ class Bench:
     def made(self, arm: str, seed: int, before: Path, name: str, number: int) -> str:
         """The round's pairs: answers of the model before it, labelled as the arm does, in a run of one step that is thrown away.
 
-        Raises ``MetierError`` when there are too few.
+        Too few are repeated, and counted in ``few``; ``MetierError`` when they do not fill a batch.
         """
         data = own.prompts_file(self.study.folder / f"prompts-{seed}-{number}.jsonl", 5 * self.pairs, f"spa {seed} {number}")
         source: dict[str, Any] = {"max_new_tokens": preferencebench.MAX_NEW, "temperature": 0.7}
@@ -79,9 +81,11 @@ class Bench:
             "data": {"train": data, "max_length": 64, "source": {"spa" if arm in OPTIONS else "online-dpo": source}},
         })  # fmt: skip
         rows = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in own.made_rows(folder, 1)]
+        if len(rows) < min(BATCH, self.pairs):
+            raise MetierError(f"{name}: {len(rows)} pairs do not fill a batch")
         if len(rows) < self.pairs:
-            raise MetierError(f"{name}: {len(rows)} pairs are fewer than {self.pairs}")
-        return own.written(self.study.folder / f"{name}.jsonl", rows[: self.pairs])
+            self.few[f"{arm}, seed {seed}, round {number}"] = len(rows)
+        return own.written(self.study.folder / f"{name}.jsonl", [rows[i % len(rows)] for i in range(self.pairs)])
 
     def run_file(self, arm: str, seed: int, lr: float, number: int) -> dict[str, Any]:
         """One round, from the model before it, which is the reference too."""

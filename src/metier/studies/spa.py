@@ -2,12 +2,12 @@
 
 The bench's word model, whose gold reward is known; 60 pairs of its own answers with Bradley-Terry labels, then two rounds. In
 each the model before it gives two answers at temperature 0.7 to new prompts, and trains on the first 600 pairs made of them, 20
-steps of 30, with itself as the reference; every arm has as many pairs and steps, or the study stops. Arms: the seeds alone
-(DPO, 3 epochs), SPA without refinement, with α = 0.1, with λ = 0.5 besides, labels of a reward model trained on the same seeds,
-and labels of the gold reward. Many answers tie or do not end, so a round asks 3000 prompts. Refinement is off in the
-first fifth of each round, as in each of the paper's trainings; the share of softened labels is a figure, and the check of
-refinement fails if there are none. Doubted pairs are those that the objective of the α = 0.1 arm did doubt when it trained on
-them in round one.
+steps of 30, with itself as the reference. Every arm has as many steps; a round that gives fewer pairs repeats them, and a note
+says which did. Arms: the seeds alone (DPO, 3 epochs), SPA without refinement, with α = 0.1, with λ = 0.5 besides, labels of a
+reward model trained on the same seeds, and labels of the gold reward. Many answers tie or do not end, so a round asks 3000
+prompts. Refinement is off in the first fifth of each round, as in each of the paper's trainings; the share of softened labels
+is a figure, and the check of refinement fails if there are none. Doubted pairs are those that the objective of the α = 0.1 arm
+did doubt when it trained on them in round one.
 
 The learning rate of the seeds is the best of four by gold reward among those with a KL to the start of at most 10 nats (as in the
 study dpo; a first run without this had 25, and labels worse than a coin), that of every arm the best of three; the reward
@@ -41,6 +41,8 @@ def run(study: Study) -> Outcome:
     by_seed = {arm: [f["gold_reward"] for f in rows] for arm, rows in found.items()}
     figures = {**table, "by_seed": by_seed, "start": start, "sweeps": choices, "labels": labels}
     notes = ["The learning rates tried were lowered once, after single runs at 3e-4 to 3e-3 in which answers grew ever longer."]
+    if bench.few:
+        notes.append("Fewer different pairs than 600: " + "; ".join(f"{k}: {n}" for k, n in bench.few.items()) + ".")
     notes += own.notes({**rates, "seeds": bench.seed_rate}, choices)
     return Outcome(checks(table["gold_reward"], start["gold_sd"], labels), figures, notes)
 
