@@ -80,7 +80,7 @@ def test_what_is_kept_gives_the_same_table_without_the_curves_of_trials(result, 
 def test_further_metrics_replace_the_race_to_a_target(result):
     for r in result.runs:
         r.also = {"answer_kl": 1.0 + r.seed, "answer_length": None}
-    assert leaderboard.columns(result) == ["arm", "eval loss", "answer kl", "answer length", "time per step"]
+    assert leaderboard.columns(result) == ["arm", "eval loss", "answer kl", "answer length"]
     first = leaderboard.rows(result)[0]
     seeds = [r.seed for r in result.finals("fast")]
     assert first[0] == "fast"

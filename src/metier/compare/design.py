@@ -193,7 +193,7 @@ def _fits(item: part.Listing) -> bool:
     built = part.build("objective", item.name)
     if getattr(obj, "traits", {}).get("policy", ("off",))[0] == "on":
         return False
-    return batch_type(built.obj) in (Pairs, Rated, Lists) and "samples" not in built.needs and not hasattr(obj, "takes")
+    return batch_type(built.obj) in (Pairs, Rated, Lists) and "samples" not in built.needs and built.takes is None
 
 
 LAB_REWARD = {"python": {"function": "metier.lab.judges:quality"}}

@@ -59,7 +59,7 @@ def also(result: ComparisonResult) -> list[str]:
 def columns(result: ComparisonResult) -> list[str]:
     """Heads of the table."""
     names = [n.replace("_", " ") for n in also(result)]
-    heads: list[str] = ["arm", result.metric.replace("_", " "), *names, "time per step"] if names else list(COLUMNS)
+    heads: list[str] = ["arm", result.metric.replace("_", " "), *names] if names else list(COLUMNS)
     return [*heads, "values tried"] if result.widen else heads
 
 
@@ -70,7 +70,7 @@ def rows(result: ComparisonResult) -> list[list[str]]:
         edge = " (tuning at its edge)" if p.at_edge else ""
         tried = [p.tried] if result.widen else []
         if names:
-            out.append([p.arm + edge, p.final, *(_number(p.also[n]) for n in names), text.ratio(p.step_ratio), *tried])
+            out.append([p.arm + edge, p.final, *(_number(p.also[n]) for n in names), *tried])
             continue
         tokens = "not reached" if p.tokens is None else f"{p.tokens / 1000:,.0f}k"
         seconds = "not reached" if p.seconds is None else f"{p.seconds:.1f} s"
@@ -82,7 +82,7 @@ def caption(result: ComparisonResult) -> str:
     """What the columns mean."""
     searched = f" {searches(result)}" if result.widen else ""
     if also(result):
-        return f"Mean and standard deviation over seeds. Step time is relative to {result.control.label}.{searched}"
+        return f"Mean and standard deviation over seeds.{searched}"
     goal = target(result)
     reach = f"{result.metric} {goal:.4f}, at which {result.control.label} ends" if goal is not None else "no target"
     return f"Target: {reach}. Step time and state are relative to {result.control.label}.{searched}"
