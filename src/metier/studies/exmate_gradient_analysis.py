@@ -50,7 +50,7 @@ def run(study: Study) -> Outcome:
     bench = Arms(study, {"clean": rows}, steps=100, tuning=40, held_out=held_out, more=terms)
     nine = [float(x) for x in np.geomspace(LRS[0], LRS[-1], 9)]
     arms = {name: bench.tuned(tries(o, LRS if len(o) > 1 else nine)) for name, o in ARMS.items()}
-    gamma = arms["dpo+mle"].chosen.objective["combined"]["weights"][1]  # type: ignore[index]
+    gamma = float(arms["dpo+mle"].chosen.objective["combined"]["weights"][1])  # type: ignore[index]
     arms["dpo+exmate"] = bench.tuned(tries([beside_dpo({"exmate": {"lam": x}}, gamma) for x in LAMBDAS]))
     shares = {name: penalty_share(arms[name]) for name in ("exmate", "dpo+exmate")}
     notes = [f"{name}: the penalty ends at {x:.2g} of the likelihood term." for name, x in shares.items()]
