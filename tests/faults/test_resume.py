@@ -4,6 +4,7 @@ import pytest
 from runs import Labels, Pairs, assert_same, crash_after, go, outcome, rows, settings, stop_after, write_rows
 
 from metier.core import log, part
+from metier.core.data.examples import Crossed
 from metier.core.lossmodule import TYPES, batch_type
 from metier.core.part import listing
 from metier.testing._sample import sample
@@ -128,7 +129,7 @@ def test_every_objective(tmp_path, name):
     made = rows(reads)
     if reads is Pairs:  # what some of them need besides
         made = [{**r, "margin": 0.5 + i % 3, "samples": ["one two", f"three {i}"]} for i, r in enumerate(made)]
-    if hasattr(part.load(f"objective/{name}"), "takes"):
+    if getattr(part.load(f"objective/{name}"), "takes", None) == (Crossed,):
         made = [{"prompts": [f"a {i}", f"b {i}"], "completions": [f"c {i}", "d e"]} for i in range(len(made))]
     data = write_rows(tmp_path / "data.jsonl", made)
     changes = {"adapter": "lora"} if "adapter" in built.card.needs else {}

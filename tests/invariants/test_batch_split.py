@@ -117,6 +117,8 @@ def test_same_trajectory(tmp_path, case):
     for name in CASES[case][3]:
         split = trained(run, tmp_path / name, WAYS[name])
         for a, b in zip(whole.params, split.params, strict=True):
-            assert (a - b).abs().mean() < 1e-12, name  # promised is 1e-7
+            # Promised is 1e-7. Rows of another width may be computed by segments or under a mask: the same sums in another
+            # order, which Adam enlarges where gradients are nearly zero (1e-9 seen; 1e-12 while all had a mask).
+            assert (a - b).abs().mean() < 1e-8, name
         for a, b in zip(whole.metrics, split.metrics, strict=True):
             assert a == pytest.approx(b, rel=1e-5, abs=1e-6), name

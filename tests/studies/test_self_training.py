@@ -95,10 +95,19 @@ def test_rounds_of_spa(tmp_path):
     assert 0 < labels["share_softened"] <= labels["share_doubted"] < 0.5
 
 
-def test_too_few_pairs_are_an_error(tmp_path, monkeypatch):
+def test_too_few_pairs_are_repeated_and_named(tmp_path, monkeypatch):
+    rows = [{"prompt": "a", "chosen": f"b{i}", "rejected": "c"} for i in range(59)]
     monkeypatch.setattr(own, "trained", lambda study, name, run: tmp_path)
-    monkeypatch.setattr(own, "made_rows", lambda folder, round: [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 59)
+    monkeypatch.setattr(own, "made_rows", lambda folder, round: rows)
     bench = spa.Bench(Study(tmp_path), 60)
-    with pytest.raises(MetierError, match="59 pairs are fewer than 60"):
+    assert own.read(bench.made("gold", 0, tmp_path, "pairs", 1)) == [*rows, rows[0]]
+    assert bench.few == {"gold, seed 0, round 1": 59}
+
+
+def test_pairs_that_fill_no_batch_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "trained", lambda study, name, run: tmp_path)
+    monkeypatch.setattr(own, "made_rows", lambda folder, round: [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 29)
+    bench = spa.Bench(Study(tmp_path), 60)
+    with pytest.raises(MetierError, match="29 pairs do not fill a batch"):
         bench.made("gold", 0, tmp_path, "pairs", 1)
     assert math.isnan(bench.score("gold", 1e-4))
