@@ -97,6 +97,12 @@ def test_margins_of_some_pairs_only_are_not_used(tmp_path):
     assert [e.margin for e in found.train["train"]] == [1.0, 1.0]
 
 
+def test_lists_of_ties_only_make_no_pairs(tmp_path):
+    rows = [{"prompt": "q", "completions": ["a", "b"], "scores": [1.0, 1.0]}] * 3
+    with pytest.raises(UsageError, match="nothing to learn from"):
+        opened(write(tmp_path / "a.jsonl", rows), objective="dpo")
+
+
 def test_a_mixture_has_margins_everywhere_or_nowhere(tmp_path):
     """Held-out rows count for themselves: their batches are never joined with those of training."""
     bare = [{"prompt": "q", "chosen": "a", "rejected": "b"}] * 2

@@ -289,7 +289,11 @@ def _convert(rows: Rows, resolved: Resolved, notice: Notice, key: str) -> list[A
     if not isinstance(found[0], wanted) and (derived := derive(found, wanted)):
         found, sentence = derived
         notice(f"{rows.name}: {sentence}")
-    if not found or not isinstance(found[0], wanted):
+        if not found:
+            raise UsageError(
+                f"{rows.name} has nothing to learn from: all answers to a prompt are equally good", where=where(("data", key))
+            )
+    if not isinstance(found[0], wanted):
         kinds, kind = " or ".join(k.__name__.lower() for k in wanted), type(found[0]).__name__.lower()
         raise UsageError(
             f"{resolved.objective.built.id} reads {kinds} examples, but {rows.name} holds {kind} examples",
