@@ -9,14 +9,15 @@ from metier.core.data.examples import Prompt
 
 
 def judged(reward: Any, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], answers: list[str] | None) -> list[np.ndarray]:
-    """What a reward says of each prompt's answers: for each ``[K]`` float64, of any K.
-
-    Conversations are given as such to rewards that take them, else as their text.
-    """
-    bare = getattr(reward, "func", reward)  # of a function its options are bound by a partial
-    asked = list(prompts) if getattr(bare, "takes_messages", False) else [plain(p) for p in prompts]
-    found = reward(asked, [list(t) for t in texts], answers)
+    """What a reward says of each prompt's answers: for each ``[K]`` float64, of any K."""
+    found = reward(shown(reward, prompts), [list(t) for t in texts], answers)
     return [np.asarray(row[: len(t)], np.float64) for row, t in zip(found.tolist(), texts, strict=True)]
+
+
+def shown(reward: Any, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts as a reward reads them: conversations as such where it takes them, else as their text."""
+    bare = getattr(reward, "func", reward)  # of a function its options are bound by a partial
+    return list(prompts) if getattr(bare, "takes_messages", False) else [plain(p) for p in prompts]
 
 
 def plain(prompt: Prompt) -> str:

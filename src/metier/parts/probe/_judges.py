@@ -12,6 +12,7 @@ from metier.core.data.collate import collate
 from metier.core.data.encode import Item
 from metier.core.data.examples import Preference, Prompt, Ranked
 from metier.core.errors import UsageError
+from metier.core.judging import known_answers, shown
 from metier.core.part import build
 from metier.core.preferencefit import order_averaged
 from metier.core.preferences import log_ratios, means
@@ -65,9 +66,8 @@ def by_reward(judge: PartRef, found: Sequence[Preference], pairwise: bool) -> np
     reward = build("reward", judge).obj
 
     def both(swap: bool) -> np.ndarray:
-        shown = [[e.rejected, e.chosen] if swap else [e.chosen, e.rejected] for e in found]
-        truths = [e.meta.get("answer") for e in found]
-        scores = reward(asked(reward, found), shown, None if None in truths else truths)
+        pairs = [[e.rejected, e.chosen] if swap else [e.chosen, e.rejected] for e in found]
+        scores = reward(asked(reward, found), pairs, known_answers(found))
         scores = np.asarray(torch.as_tensor(scores).double())[:, :2]
         return np.stack([scores[:, 0], 1 - scores[:, 0]], 1) if pairwise else scores
 
@@ -75,10 +75,8 @@ def by_reward(judge: PartRef, found: Sequence[Preference], pairwise: bool) -> np
 
 
 def asked(reward: Any, found: Sequence[Preference | Ranked]) -> list[Prompt]:
-    """Prompts for a reward part: conversations as such where it takes them, as in training, else as their text."""
-    if getattr(getattr(reward, "func", reward), "takes_messages", False):
-        return [e.prompt for e in found]
-    return [said(e.prompt) for e in found]
+    """The prompts of examples as a reward part reads them."""
+    return shown(reward, [e.prompt for e in found])
 
 
 def by_letters(bundle: Any, found: Sequence[Preference], batch: int = 4) -> tuple[np.ndarray, np.ndarray]:

@@ -6,12 +6,15 @@ import torch
 
 from metier.core.batch import Pairs, Rewards
 from metier.core.data.derive import derive
-from metier.core.data.examples import Preference, Prompt
+from metier.core.data.examples import Preference
 from metier.core.data.formats import examples
 from metier.core.data.rows import open_rows
 from metier.core.errors import UsageError
+from metier.core.judging import plain as said
 from metier.core.layout import Layout
 from metier.core.probing import Probe
+
+__all__ = ["pairs", "said"]
 
 
 def pairs(probe: Probe, data: str | None, limit: int | None) -> list[Preference]:
@@ -44,8 +47,3 @@ def _decoded(probe: Probe, layout: Layout) -> list[Preference]:
         chosen, rejected = (text(layout.target[i]) for i in here)
         made.append(Preference(text(layout.input_ids[row][asked]), chosen, rejected, id=id))
     return made
-
-
-def said(prompt: Prompt) -> str:
-    """A prompt as one text: of a conversation what its turns say."""
-    return prompt if isinstance(prompt, str) else "\n\n".join(m.content for m in prompt)
